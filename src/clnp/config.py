@@ -1,0 +1,92 @@
+"""The settings of learning one task: one frozen, validated record, whose field texts are the `--help`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from clnp.errors import ConfigError
+
+Criterion = Literal["activity", "firing", "std", "activity-weight", "firing-weight", "std-weight"]
+
+
+class LearnConfig(BaseModel):
+    """How one task is learned. The defaults work untuned on the digits, MNIST and CIFAR.
+
+    Raises:
+        ConfigError: a field is unknown, or its value cannot work; the message names the field, what was expected and
+            what was found.
+
+    >>> LearnConfig(margin=0.01).margin
+    0.01
+    >>> LearnConfig(margin=2.0)
+    Traceback (most recent call last):
+        ...
+    clnp.errors.ConfigError: cannot use these settings: margin: input should be less than 1 (found 2.0). See LearnConfig for every field.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(12, ge=1, description="passes over the training data with the whole pool, before anything is pruned")
+    batch_size: int | None = Field(
+        None, ge=2, description="examples in one step; by default 128, or so few (at least 16) that a pass has 32 steps"
+    )
+    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="it is given the pool's rows and the head, nothing else")
+    lr: float = Field(2e-3, gt=0, description="the peak learning rate")
+    schedule: Literal["one-cycle", "cosine", "constant"] = Field("one-cycle", description="the course of the learning rate over all steps")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd; the first beta of adam and adamw")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay of the optimizer; it cannot move a claimed weight")
+    l1: float = Field(5e-5, ge=0, description="the L1 penalty on every trainable weight: keeps a task small")
+    margin: float = Field(0.002, ge=0, lt=1, description="validation accuracy a task may give up, once, to leave room; 0.002 is 0.2 points")
+    pool: Literal["all"] | int | float = Field(
+        0.25,
+        description="free units a task may train in, per group: 'all', a count, or a fraction of the group; 0 trains a head on reused units alone",
+    )
+    criterion: Criterion = Field("activity-weight", description="the importance of a unit, see clnp.importance.CRITERIA")
+    rounds: int = Field(2, ge=1, description="rounds of pruning; between two rounds the survivors train on")
+    finetune_epochs: int = Field(4, ge=0, description="epochs in which the survivors of a round train on; 0 prunes only")
+    patience: int | None = Field(None, ge=1, description="stop training after so many epochs without a better validation accuracy")
+    loss: Literal["cross-entropy"] = Field("cross-entropy", description="the training loss")
+    head: Literal["multi", "single"] = Field("multi", description="output rows of its own for each task, or one shared row per class")
+    reuse: bool = Field(True, description="whether the task may read units of earlier tasks")
+    private: bool = Field(False, description="whether later tasks are kept from reading this task's units")
+    device: str = Field("cpu", description="where to train: cpu, cuda, cuda:1, mps")
+    threads: int | None = Field(None, ge=1, description="torch threads; None leaves them as they are")
+    memory_limit: int = Field(4096, ge=0, description="MB that kept outputs of claimed units may take; beyond, they are computed anew")
+
+    def __init__(self, **settings: Any) -> None:
+        """Validate the settings and say in one line what is wrong with the first that cannot work."""
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"][:1])
+            if first["type"] == "extra_forbidden":
+                message = f"{where}: no such setting"
+            else:
+                message = f"{where}: {first['msg'][0].lower()}{first['msg'][1:]} (found {first['input']!r})"
+            raise ConfigError(f"cannot use these settings: {message}. See LearnConfig for every field.") from None
+
+    @field_validator("pool")
+    @classmethod
+    def _pool_is_positive(cls, pool: str | float) -> str | int | float:
+        if isinstance(pool, bool) or (isinstance(pool, float) and not 0 <= pool <= 1) or (isinstance(pool, int) and pool < 0):
+            msg = "a pool is 'all', a count, or a fraction from 0.0 to 1.0"
+            raise ValueError(msg)
+        return pool
+
+    def batch_size_for(self, n_examples: int | None) -> int:
+        """Return the batch size for so many training examples (None: not known).
+
+        >>> LearnConfig().batch_size_for(55_000), LearnConfig().batch_size_for(290), LearnConfig(batch_size=64).batch_size_for(290)
+        (128, 16, 64)
+        """
+        if self.batch_size is not None:
+            return self.batch_size
+        return 128 if n_examples is None else next((size for size in (128, 64, 32) if n_examples >= 32 * size), 16)
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs one task takes at most: what a comparison at equal epochs must grant the others."""
+        return self.epochs + self.rounds * self.finetune_epochs

@@ -1,0 +1,53 @@
+"""Every exception that `clnp` raises on purpose.
+
+    ClnpError
+    ├── ConfigError        a setting has a value that cannot work
+    ├── DataError          examples or labels are not what a task needs (empty, wrong shape, NaN, labels out of range)
+    ├── TaskError          a task name is unknown, duplicate or not allowed
+    ├── CapacityError      no group has a free unit left for a new task
+    ├── TrainingError      the loss or a gradient became NaN or infinite; the task was abandoned
+    ├── WiringError        the network holds an operation whose units cannot be told apart
+    └── StoreError         a model or run directory is missing, damaged, or of another network
+
+A message says what was being done, what was expected, what was found, and what to do. Whatever is raised while a task is
+learned leaves the learner as it was: the tasks committed before are untouched.
+
+>>> issubclass(CapacityError, ClnpError)
+True
+"""
+
+
+class ClnpError(Exception):
+    """The base of all of them: `except clnp.ClnpError` catches what this library raises on purpose."""
+
+
+class ConfigError(ClnpError, ValueError):
+    """A setting has a value that cannot work."""
+
+
+class DataError(ClnpError, ValueError):
+    """Examples or labels are not what a task needs."""
+
+
+class TaskError(ClnpError, KeyError):
+    """A task name is unknown, duplicate or not allowed."""
+
+    def __str__(self) -> str:
+        """Return the message as it was written (KeyError would quote it)."""
+        return str(self.args[0]) if self.args else ""
+
+
+class CapacityError(ClnpError):
+    """No group has a free unit left for a new task."""
+
+
+class TrainingError(ClnpError):
+    """The loss or a gradient became NaN or infinite; the task was abandoned."""
+
+
+class WiringError(ClnpError):
+    """The network holds an operation whose units cannot be told apart."""
+
+
+class StoreError(ClnpError):
+    """A model or run directory is missing, damaged, or of another network."""

@@ -1,0 +1,46 @@
+"""How many more tasks fit, if the next ones are like the latest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from clnp.allocation import Allocation
+
+RECENT = 3
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """How many more tasks fit.
+
+    Attributes:
+        tasks: the number; None when the latest tasks claimed nothing, so that nothing limits it, or none is learned.
+        limiting_group: the group that is full first.
+        assumption: what the number rests on, for people.
+    """
+
+    tasks: int | None
+    limiting_group: str | None
+    assumption: str
+
+
+def forecast(allocation: Allocation) -> Forecast:
+    """Say how many more tasks fit before some group has no free unit left.
+
+    The next tasks are assumed to claim in each group what the latest tasks claimed on average. Later tasks tend to claim
+    less, since they find more to reuse; so the number tends to be low. When a group is full, tasks still can be learned
+    across it by reuse; `CapacityError` comes only when all are full.
+    """
+    recent = allocation.tasks[-RECENT:]
+    if not recent:
+        return Forecast(None, None, "no task is learned yet")
+    n = {group: sum(allocation.n_claimed(task, group) for task in recent) / len(recent) for group in allocation.owner}
+    fits = {group: int(allocation.n_free(group) / claimed) for group, claimed in n.items() if claimed > 0}
+    which = "the latest task" if len(recent) == 1 else f"the latest {len(recent)} tasks on average"
+    assumption = f"each further task claims as many units per group as {which} ({', '.join(recent)})"
+    if not fits:
+        return Forecast(None, None, assumption)
+    tightest = min(fits, key=lambda group: fits[group])
+    return Forecast(fits[tightest], tightest, assumption)

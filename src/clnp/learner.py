@@ -1,0 +1,387 @@
+"""Learn one task after another in one network; forget nothing."""
+
+from __future__ import annotations
+
+import copy
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from clnp import seeds, store
+from clnp.allocation import FREE, Allocation
+from clnp.config import LearnConfig
+from clnp.errors import DataError, TaskError
+from clnp.forecast import Forecast, forecast
+from clnp.isolation import severed
+from clnp.narrow import check_narrowing, narrow, positions, with_everyone
+from clnp.pruning import Pruned, Trial, prune
+from clnp.records import GroupCapacity, LearnResult, TaskRecord
+from clnp.room import room
+from clnp.sources import Source, open_data
+from clnp.split import Head, SplitNetwork, initialise_, split
+from clnp.training import Progress, n_correct, threads
+from clnp.wiring import Wiring, trace, without_head
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+
+class Learner:
+    """One network of fixed size that learns task after task and forgets nothing.
+
+    Args:
+        model: a trunk (B, ...) -> (B, F), to which each task adds a head of its own; or, with `head`, a whole network
+            whose last layer is replaced by one head per task. The model itself is copied and left as it was.
+        example_input: a batch of its input (B, ...); shape and dtype matter, B may be any number.
+        head: the path of the linear layer that is the head, "fc".
+        seed: of every draw that this learner makes.
+
+    Raises:
+        WiringError: the network holds an operation whose units cannot be told apart, see `clnp.wiring.trace`.
+
+    >>> import torch, clnp
+    >>> learner = clnp.Learner(torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.ReLU()), torch.zeros(1, 2))
+    >>> x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+    >>> config = clnp.LearnConfig(epochs=3, finetune_epochs=0, rounds=1)
+    >>> first = learner.learn("left or right", (x, (x[:, 0] > 0).long()), (x, (x[:, 0] > 0).long()), config=config)
+    >>> before = learner.predict(x, task="left or right")
+    >>> second = learner.learn("up or down", (x, (x[:, 1] > 0).long()), (x, (x[:, 1] > 0).long()), config=config)
+    >>> torch.equal(before, learner.predict(x, task="left or right"))
+    True
+    """
+
+    def __init__(self, model: nn.Module, example_input: Tensor, *, head: str | None = None, seed: int = 0) -> None:
+        self.seed = seed
+        self._head_path = head
+        self._original_head: tuple[Tensor, Tensor] | None = None
+        trunk = model
+        if head is not None:
+            trunk, layer = without_head(model, head, example_input)
+            bias = torch.zeros(layer.out_features) if getattr(layer, "bias", None) is None else layer.bias.detach().cpu().clone()
+            self._original_head = (layer.weight.detach().cpu().clone(), bias)
+        self.wiring: Wiring = trace(trunk, example_input)
+        self._example_shape = tuple(example_input.shape[1:])
+        self._example_dtype = example_input.dtype
+        stored = {**dict(trunk.named_parameters()), **dict(trunk.named_buffers())}
+        self._state: dict[str, Tensor] = {name: tensor.detach().cpu().clone() for name, tensor in stored.items()} | dict(
+            self.wiring.graph.constants
+        )
+        self._allocation = Allocation.empty({group.name: group.n_units for group in self.wiring.groups})
+        self._records: dict[str, TaskRecord] = {}
+        self._predictors: dict[str, nn.Module] = {}
+        check_narrowing(self.wiring, self._state, trunk, example_input)
+
+    # ---- what is known
+
+    @property
+    def allocation(self) -> Allocation:
+        """Who owns each unit, and which units each task needs."""
+        return self._allocation
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the learned tasks, oldest first."""
+        return self._allocation.tasks
+
+    def capacity(self) -> dict[str, GroupCapacity]:
+        """Return, per group, its units, the free ones, and by task those claimed and those reused."""
+        allocation = self._allocation
+        return {
+            group.name: GroupCapacity(
+                group.n_units,
+                allocation.n_free(group.name),
+                {task: allocation.n_claimed(task, group.name) for task in allocation.tasks},
+                {task: allocation.n_reused(task, group.name) for task in allocation.tasks},
+            )
+            for group in self.wiring.groups
+        }
+
+    def forecast(self) -> Forecast:
+        """Say how many more tasks fit, and on what assumption."""
+        return forecast(self._allocation)
+
+    def head_of(self, task: str) -> tuple[Tensor, Tensor]:
+        """Return a task's head at the trunk's full width: weight (classes, F) and bias (classes,).
+
+        A single head sums, in task order, the columns of all tasks up to this one; its predictor reads those of needed units.
+
+        Raises:
+            TaskError: there is no such task.
+        """
+        number = self._allocation.number(task)
+        record = self._records[task]
+        weight = record.weight.clone()
+        if record.head == "single":
+            for earlier in self.tasks[:number]:
+                if self._records[earlier].head == "single":
+                    n = min(record.n_classes, self._records[earlier].n_classes)
+                    weight[:n] += self._records[earlier].weight[:n]
+        return weight, record.bias
+
+    def predictor(self, task: str) -> nn.Module:
+        """Return the narrowed network of one task: input (B, ...) -> logits (B, classes).
+
+        It is a plain dense module, holds copies of the units that the task needs and nothing of this learner, and can be
+        pickled. A task's predictor is the same, bit for bit, whatever is learned later.
+
+        Raises:
+            TaskError: there is no such task.
+        """
+        return copy.deepcopy(self._predictor(task))
+
+    def _predictor(self, task: str) -> nn.Module:
+        if task not in self._predictors:
+            self._allocation.number(task)
+            units = self.wiring.join(self._allocation.needed[task])
+            self._predictors[task] = narrow(self.wiring, self._state, units, head=self.head_of(task)).eval()
+        return self._predictors[task]
+
+    @torch.no_grad()
+    def predict(self, x: Tensor, *, task: str) -> Tensor:
+        """Return the logits (B, classes) of a task for inputs x (B, ...).
+
+        Raises:
+            TaskError: there is no such task.
+            DataError: x has another shape or dtype than the example input.
+        """
+        predictor = self._predictor(task)
+        if tuple(x.shape[1:]) != self._example_shape or x.dtype != self._example_dtype:
+            raise DataError(
+                f"cannot predict task '{task}': expected examples of shape {self._example_shape} and {self._example_dtype}, "
+                f"found {tuple(x.shape[1:])} and {x.dtype}."
+            )
+        return predictor(x)
+
+    # ---- learning
+
+    def learn(
+        self,
+        name: str,
+        train: Source,
+        validation: Source,
+        *,
+        n_classes: int | None = None,
+        config: LearnConfig | None = None,
+        progress: Progress | None = None,
+    ) -> LearnResult:
+        """Teach the network one more task, in units that no earlier task needs.
+
+        Args:
+            name: of the task, any text that is not taken.
+            train: (x, y) tensors, a Dataset, or a DataLoader of (x, y) or (x, y, t); labels 0..n_classes-1.
+            validation: data in the same forms, not used for training: the margin is measured on it.
+            n_classes: how many classes; by default one more than the largest label.
+            config: the settings, see `LearnConfig`.
+            progress: called with a dictionary for each epoch and phase.
+
+        Returns: what the task took and gave.
+
+        Raises:
+            TaskError: the name is taken.
+            CapacityError: no group has a free unit.
+            DataError: the data are not what a task needs.
+            TrainingError: the loss became NaN or infinite.
+            Whatever is raised, the learner is as it was before.
+        """
+        config = config or LearnConfig()
+        start = time.perf_counter()
+        with threads(config.threads):
+            trial = self._open(name, train, validation, n_classes, config, progress)
+            private = {task for task, record in self._records.items() if record.private}
+            claimed, pool = room(self.wiring, self._allocation, name, config, private, trial.notices)
+            initialise_(self.wiring, trial.state, claimed, pool, seeds.generator(*trial.place, "weights"))
+            network = split(self.wiring, trial.state, claimed, pool, trial.head)
+            trial.fit(network, "train", 0)
+            pruned = prune(trial, network, rounds=config.rounds, finetune=config.finetune_epochs > 0)
+            return self._commit(trial, pruned, start)
+
+    def adopt(
+        self,
+        name: str,
+        train: Source,
+        validation: Source,
+        *,
+        config: LearnConfig | None = None,
+        progress: Progress | None = None,
+    ) -> LearnResult:
+        """Make a network that already works the first task: score its units, prune within the margin, protect the rest.
+
+        Nothing is trained: the weights that stay are the model's own. The learner must have been made with `head`.
+
+        Args:
+            name: of the task.
+            train: data to score units on, as in `learn`.
+            validation: data that the margin is measured on.
+            config: margin, criterion and head matter.
+            progress: called with a dictionary for each phase.
+
+        Raises:
+            TaskError: a task is learned already, or the learner has no head to adopt.
+        """
+        config = config or LearnConfig()
+        if self._original_head is None:
+            raise TaskError(f"cannot adopt '{name}': the network's own head is needed. Make the learner with head='path.of.the.layer'.")
+        if self.tasks:
+            raise TaskError(f"cannot adopt '{name}': adopting comes first, but task '{self.tasks[0]}' is learned already.")
+        start = time.perf_counter()
+        weight, bias = self._original_head
+        with threads(config.threads):
+            trial = self._open(name, train, validation, len(bias), config, progress)
+            trial.head = Head(weight.clone().to(config.device), bias.clone().to(config.device), config.head == "single")
+            none = torch.zeros(self.wiring.n_units, dtype=torch.bool)
+            network = split(self.wiring, trial.state, none, ~none, trial.head)
+            pruned = prune(trial, network, rounds=1, finetune=False)
+            return self._commit(trial, pruned, start)
+
+    def _open(
+        self, name: str, train: Source, validation: Source, n_classes: int | None, config: LearnConfig, progress: Progress | None
+    ) -> Trial:
+        """Check everything that can be checked before training, and lay out the trial."""
+        if name in self.tasks:
+            raise TaskError(f"cannot learn task '{name}': a task of that name is learned already. Choose another name.")
+        if not name or not name.isprintable() or len(name) > 200:
+            raise TaskError(f"cannot learn a task named {name[:40]!r}: a name has 1 to 200 printable characters.")
+        place = (self.seed, "task", len(self.tasks))
+        data = open_data(
+            name, train, validation, n_classes, config, self._example_shape, self._example_dtype, seeds.generator(*place, "sample")
+        )
+        trial = Trial(
+            wiring=self.wiring,
+            state={key: tensor.clone().to(config.device) for key, tensor in self._state.items()},
+            owner=self.wiring.join(self._allocation.owner),
+            needed=self._needed(),
+            head=self._new_head(data.n_classes, config, seeds.generator(*place, "head")),
+            data=data,
+            config=config,
+            task=name,
+            place=place,
+            progress=progress,
+        )
+        resolution = 1 / len(data.validation)
+        if 0 < config.margin < resolution:
+            trial.notices.append(
+                f"the margin {config.margin:g} is finer than one of {len(data.validation)} validation examples ({resolution:.2g}): "
+                f"no example may be lost. Give more validation data or a larger margin."
+            )
+        return trial
+
+    def _needed(self) -> Tensor:
+        """What each task needs, over all units: bool (n_tasks, n_units)."""
+        rows = [self.wiring.join(self._allocation.needed[task]) for task in self.tasks]
+        return torch.stack(rows) if rows else torch.zeros(0, self.wiring.n_units, dtype=torch.bool)
+
+    def _new_head(self, n_classes: int, config: LearnConfig, generator: torch.Generator) -> Head:
+        """Make the head that a task starts from: small random columns, of a single head those of earlier tasks too."""
+        n_features = len(self.wiring.features)
+        weight = torch.randn(n_classes, n_features, generator=generator) / n_features**0.5
+        bias = torch.zeros(n_classes)
+        if config.head == "single":
+            owned = positions(with_everyone(self.wiring.join(self._allocation.owner) != FREE), self.wiring.features)
+            weight[:, owned] = 0
+            for record in self._records.values():
+                if record.head == "single":
+                    n = min(n_classes, record.n_classes)
+                    weight[:n, owned] += record.weight[:n, owned]
+                    bias[:n] = record.bias[:n]
+        return Head(weight.to(config.device), bias.to(config.device), config.head == "single")
+
+    def _commit(self, trial: Trial, pruned: Pruned, start: float) -> LearnResult:
+        """Sever, measure the predictor as it will be, and only then take everything over."""
+        trial.tell("commit", 0)
+        n = len(trial.data.validation)
+        for network in (pruned.network, pruned.unpruned):
+            state, head, needed = self._settle(trial, network)
+            predictor = narrow(self.wiring, state, needed, head=(head.weight.cpu(), head.bias.cpu())).eval()
+            correct = n_correct(predictor, trial.data.validation)
+            before = correct if network is pruned.unpruned else pruned.correct_unpruned
+            # Rounding may tip an example between the training form and the predictor: the margin holds in the latter.
+            if before - correct <= pruned.allowed:
+                break
+        allocation = self._allocation.commit(trial.task, self.wiring.split(needed))
+        weight = self._own_columns(allocation, trial.task, head)
+        self._state, self._allocation = state, allocation
+        self._records[trial.task] = TaskRecord(trial.data.n_classes, trial.config.head, weight, head.bias.cpu(), trial.config.private)
+        groups = [group.name for group in self.wiring.groups]
+        return LearnResult(
+            task=trial.task,
+            n_classes=trial.data.n_classes,
+            accuracy_unpruned=before / n,
+            accuracy=correct / n,
+            margin=trial.config.margin,
+            margin_paid=(before - correct) / n,
+            claimed={group: allocation.n_claimed(trial.task, group) for group in groups},
+            reused={group: allocation.n_reused(trial.task, group) for group in groups},
+            free={group: allocation.n_free(group) for group in groups},
+            seconds=time.perf_counter() - start,
+            notices=tuple(trial.notices),
+        )
+
+    def _settle(self, trial: Trial, network: SplitNetwork) -> tuple[dict[str, Tensor], Head, Tensor]:
+        """Return full-width tensors with the network's rows in place and its interference weights severed, and its units."""
+        state = {name: tensor.clone() for name, tensor in trial.state.items()}
+        head = Head(trial.head.weight.clone(), trial.head.bias.clone(), trial.head.shared)
+        network.write(state, head)
+        needed = network.visible
+        owner = torch.where(network.pool_units, len(self.tasks), trial.owner)
+        everyone_needs = torch.cat([trial.needed, needed[None]])
+        for name, labels in self.wiring.parameters.items():
+            if labels.columns is not None:
+                state[name][severed(owner, everyone_needs, labels.rows, labels.columns).to(state[name].device)] = 0
+        return {name: tensor.cpu() for name, tensor in state.items()}, head, needed
+
+    def _own_columns(self, allocation: Allocation, task: str, head: Head) -> Tensor:
+        """Return the head's columns that belong to a task: those of units it needs, or with a single head those it claimed."""
+        if head.shared:
+            units = self.wiring.join(allocation.owner) == allocation.number(task)
+            member = with_everyone(units, everyone=False)
+        else:
+            member = with_everyone(self.wiring.join(allocation.needed[task]))
+        own = positions(member, self.wiring.features)
+        weight = torch.zeros_like(head.weight, device="cpu")
+        weight[:, own] = head.weight.detach().cpu()[:, own]
+        return weight
+
+    # ---- on disk
+
+    def save(self, directory: str | PathLike[str]) -> None:
+        """Write the learner into a directory: safetensors and JSON. Task files that are there already are not rewritten.
+
+        Raises:
+            StoreError: the directory holds another learner, or cannot be written.
+        """
+        units = self.wiring.parameters
+        constants = {name: tensor for name, tensor in self._state.items() if name not in units}
+        description = store.Description(
+            graph=self.wiring.graph.hash,
+            groups=self._allocation.n_units,
+            seed=self.seed,
+            head=self._head_path,
+            shape=list(self._example_shape),
+            dtype=str(self._example_dtype).removeprefix("torch."),
+        )
+        store.write(directory, self.wiring, self._state, description, store.Stored(constants, self._allocation, self._records, {}))
+
+    @classmethod
+    def load(cls, directory: str | PathLike[str], model: nn.Module) -> Learner:
+        """Read a learner that `save` wrote; every file is verified.
+
+        Args:
+            directory: that `save` wrote.
+            model: the network that the learner was made with (its code is not stored, its weights do not matter).
+
+        Raises:
+            StoreError: the directory is missing, damaged, or of another network.
+        """
+        description = store.describe(directory)
+        learner = cls(model, description.example(), head=description.head, seed=description.seed)
+        stored = store.read(directory, learner.wiring)
+        store.restore_(learner.wiring, learner._state, stored)
+        learner._allocation = stored.allocation
+        learner._records = dict(stored.records)
+        return learner
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy and pickle without the predictors, which are rebuilt on demand."""
+        return {**self.__dict__, "_predictors": {}}

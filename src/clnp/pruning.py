@@ -1,0 +1,210 @@
+"""From a trained pool to the few units that a task needs: score, select, fine-tune, and never past the margin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from clnp.importance import CRITERIA
+from clnp.isolation import closure
+from clnp.selection import Keep, allowed_loss, select
+from clnp.split import Head, SplitNetwork, split
+from clnp.training import activities, estimate_norms_, fit, kept_values, n_correct, narrow_kept
+
+if TYPE_CHECKING:
+    from clnp.config import LearnConfig
+    from clnp.sources import TaskData, TensorExamples
+    from clnp.training import Progress
+    from clnp.wiring import Wiring
+
+EVIDENCE = 1000
+"""With fewer validation examples than so many, training examples fill up the evidence of what pruning costs."""
+LOOSE = 6
+"""Rounds before the last may lose so many times the margin: fine-tuning wins it back, or the round does not count."""
+
+
+@dataclass
+class Trial:
+    """One task while it is learned, apart from the learner: thrown away when anything fails.
+
+    Attributes:
+        wiring: of the network.
+        state: full-width parameters and buffers, a copy; claimed rows of it are read, never written.
+        owner: int64 (n_units,), the owners before this task.
+        needed: bool (n_tasks, n_units), what earlier tasks need.
+        head: the task's head at full width.
+        data: the task's data.
+        config: the settings.
+        task: the name, for progress.
+        place: the place in the run, for seeds.
+        progress: told what happens.
+    """
+
+    wiring: Wiring
+    state: dict[str, Tensor]
+    owner: Tensor
+    needed: Tensor
+    head: Head
+    data: TaskData
+    config: LearnConfig
+    task: str
+    place: tuple[int | str, ...]
+    progress: Progress | None = None
+    notices: list[str] = field(default_factory=list[str])
+    whole: tuple[SplitNetwork, tuple[Tensor, ...] | None] | None = None
+    """The first network that was trained and the values of its claimed graph for all training examples."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the task is trained."""
+        return self.head.weight.device
+
+    def close(self, units: Tensor) -> Tensor:
+        """Add the units that reused ones were trained to read."""
+        edges = [(labels.rows, labels.columns) for labels in self.wiring.parameters.values() if labels.columns is not None]
+        return closure(units, self.owner, self.needed, edges)
+
+    def tell(self, phase: str, number: int) -> None:
+        """Report that a phase begins."""
+        if self.progress is not None:
+            self.progress({"event": "phase", "task": self.task, "phase": phase, "round": number})
+
+    def fit(self, network: SplitNetwork, phase: str, number: int) -> None:
+        """Train a network on the task's data: the whole pool first, survivors later."""
+        config, first = self.config, phase == "train"
+        if self.whole is None:
+            self.whole = network, kept_values(network, self.data.train, config.memory_limit, self.device)
+        kept = narrow_kept(self.whole[1], self.whole[0], network)
+        kept_validation = kept_values(network, self.data.validation, config.memory_limit, self.device) if config.patience else None
+        fit(
+            network,
+            self.data.train,
+            kept,
+            config,
+            phase=phase,
+            epochs=config.epochs if first else config.finetune_epochs,
+            lr=config.lr if first else config.lr / 2,
+            l1=config.l1 if first else 0.0,
+            n_classes=self.data.n_classes,
+            place=(*self.place, phase, number),
+            task=self.task,
+            validation=lambda: n_correct(network, self.data.validation, kept_validation),
+            progress=self.progress,
+        )
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """The outcome of pruning: the network to commit and what it answers correctly, beside the unpruned one."""
+
+    network: SplitNetwork
+    unpruned: SplitNetwork
+    correct_unpruned: int
+    allowed: int
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a pruned network must reach: measured on the unpruned one, once, before anything is pruned.
+
+    A few validation examples notice little: with fewer than `EVIDENCE`, training examples are asked as well, and the
+    margin must hold on them, too.
+    """
+
+    correct: int
+    allowed: int
+    witnesses: TensorExamples
+    correct_witnesses: int
+    allowed_witnesses: int
+
+
+def set_bar(trial: Trial, network: SplitNetwork, kept: tuple[Tensor, ...] | None) -> Bar:
+    """Measure the unpruned network."""
+    n = len(trial.data.validation)
+    witnesses = trial.data.sample.first(max(EVIDENCE - n, 0))
+    return Bar(
+        n_correct(network, trial.data.validation, kept),
+        allowed_loss(trial.config.margin, n),
+        witnesses,
+        n_correct(network, witnesses),
+        allowed_loss(trial.config.margin, len(witnesses)),
+    )
+
+
+def within(trial: Trial, network: SplitNetwork, bar: Bar) -> bool:
+    """Tell whether a network keeps the margin."""
+    lost = bar.correct - n_correct(network, trial.data.validation)
+    return lost <= bar.allowed and bar.correct_witnesses - n_correct(network, bar.witnesses) <= bar.allowed_witnesses
+
+
+def prune(trial: Trial, network: SplitNetwork, *, rounds: int, finetune: bool) -> Pruned:
+    """Prune a trained network in rounds, so that the result stays within the margin of the unpruned one.
+
+    The accuracy to keep is measured once, before anything is pruned. Every round but the last may overdraw the margin,
+    for its survivors train on; a round whose outcome is outside the margin is dropped. The last round prunes within the
+    margin, and is kept as it was pruned when training on makes it worse than the margin allows.
+    """
+    bar = set_bar(trial, network, kept_values(network, trial.data.validation, trial.config.memory_limit, trial.device))
+    best = network
+    for number in range(1, rounds + 1):
+        last = number == rounds
+        pruned = select_round(trial, best, bar, 1 if last or not finetune else LOOSE, number)
+        if finetune:
+            before = {name: value.clone() for name, value in pruned.state_dict().items()}
+            trial.fit(pruned, "finetune", number)
+            reestimate_(trial, pruned)
+            if not within(trial, pruned, bar):
+                if not last:
+                    continue
+                pruned.load_state_dict(before)
+        best = pruned
+    return Pruned(best, network, bar.correct, bar.allowed)
+
+
+def select_round(trial: Trial, network: SplitNetwork, bar: Bar, slack: int, number: int) -> SplitNetwork:
+    """Score the units of a network once, find those to keep, and return the network of exactly them.
+
+    Args:
+        trial: the task.
+        network: what to prune; left as it is.
+        bar: what must be reached.
+        slack: how many times the margin may be spent.
+        number: of the round.
+    """
+    wiring, config = trial.wiring, trial.config
+    trial.tell("score", number)
+    network.write(trial.state, trial.head)
+    scores = torch.zeros(wiring.n_units)
+    for units, activity in activities(wiring, trial.state, network.visible, trial.head.weight, trial.data.sample, network.pool_units):
+        scores[units] = torch.maximum(scores[units], CRITERIA[config.criterion](activity))
+    trial.tell("select", number)
+    looked_at = (trial.data.validation, bar.witnesses, trial.data.sample if network.norms else trial.data.sample.first(0))
+    kept = [kept_values(network, data, config.memory_limit, trial.device) for data in looked_at]
+
+    def narrowed(keep: Keep, *, values_kept: bool) -> SplitNetwork:
+        units = trial.close(wiring.join(keep))
+        claimed, pool = units & network.claimed_units, units & network.pool_units
+        smaller = split(wiring, trial.state, claimed, pool, trial.head, values_kept=values_kept)
+        estimate_norms_(smaller, trial.data.sample, narrow_kept(kept[2], network, smaller))
+        return smaller
+
+    def measure(keep: Keep) -> int:
+        smaller = narrowed(keep, values_kept=all(values is not None for values in kept))
+        lost = bar.correct_witnesses - n_correct(smaller, bar.witnesses, narrow_kept(kept[1], network, smaller))
+        correct = n_correct(smaller, trial.data.validation, narrow_kept(kept[0], network, smaller))
+        return correct if lost <= slack * bar.allowed_witnesses else -len(trial.data.validation) - 1
+
+    visible = wiring.split(network.visible)
+    found = select(wiring.split(scores), visible, measure, correct=bar.correct, allowed=slack * bar.allowed)
+    if all(torch.equal(found.keep[group], visible[group]) for group in visible):
+        return network
+    return narrowed(found.keep, values_kept=False)
+
+
+def reestimate_(trial: Trial, network: SplitNetwork) -> None:
+    """Estimate the pool's batch-norm statistics again, on the same examples as during selection."""
+    if network.norms:
+        estimate_norms_(network, trial.data.sample, kept_values(network, trial.data.sample, trial.config.memory_limit, trial.device))

@@ -1,0 +1,75 @@
+"""The units a new task may see: claimed ones to reuse, and a pool of free ones to train."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from clnp.allocation import FREE, Allocation
+from clnp.errors import CapacityError
+
+if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
+
+    from torch import Tensor
+
+    from clnp.config import LearnConfig
+    from clnp.wiring import Wiring
+
+
+def room(
+    wiring: Wiring, allocation: Allocation, name: str, config: LearnConfig, private: AbstractSet[str], notices: list[str]
+) -> tuple[Tensor, Tensor]:
+    """Choose what a task may see, before any training.
+
+    Args:
+        wiring: of the network.
+        allocation: before the task.
+        name: of the task, for messages.
+        config: `pool` and `reuse` matter.
+        private: names of tasks whose units no other task may read.
+        notices: a full group is noted here: the task crosses it on reused units.
+
+    Returns: the claimed units and the pool's units that are visible, each bool (n_units,).
+
+    Raises:
+        CapacityError: no group has a free unit (and reuse alone was not asked for), or some group would be empty.
+    """
+    claimed = _claimed(wiring, allocation, config, private)
+    pool = wiring.join({group.name: _pool(allocation, group.name, config) for group in wiring.groups})
+    full = [group.name for group in wiring.groups if allocation.n_free(group.name) == 0]
+    first = wiring.groups[0]
+    if len(full) == len(wiring.groups) and config.pool != 0:
+        raise CapacityError(
+            f"cannot learn task '{name}': layer '{first.name}' has 0 of {first.n_units} units free, and so have all other groups. "
+            f"Undo a task, raise the margin of the next, or start a wider network. A head on reused units alone is possible with pool=0."
+        )
+    if config.pool == 0 and not allocation.tasks:
+        raise CapacityError(f"cannot learn task '{name}' with pool=0: there are no units of earlier tasks to reuse yet.")
+    for group in wiring.groups:
+        if not (pool | claimed)[group.slice].any():
+            raise CapacityError(
+                f"cannot learn task '{name}': layer '{group.name}' has {allocation.n_free(group.name)} of {group.n_units} units free and "
+                f"none that this task may reuse, so that nothing gets through. Allow reuse or a pool, or start a wider network."
+            )
+    if full:
+        notices.append(f"no unit is free in {', '.join(full)}: this task crosses there on reused units alone.")
+    return claimed, pool
+
+
+def _claimed(wiring: Wiring, allocation: Allocation, config: LearnConfig, private: AbstractSet[str]) -> Tensor:
+    """Return the claimed units that the task may read: those of tasks that are not private."""
+    owner = wiring.join(allocation.owner)
+    visible = owner != FREE
+    for number, task in enumerate(allocation.tasks):
+        if task in private:
+            visible &= owner != number
+    return visible & config.reuse
+
+
+def _pool(allocation: Allocation, group: str, config: LearnConfig) -> Tensor:
+    """Return the free units of a group that the task may train in: the first ones."""
+    free = allocation.free(group)
+    size = 1.0 if config.pool == "all" else config.pool
+    if isinstance(size, float):
+        size = max(round(size * len(free)), 1 if size > 0 else 0)
+    return free & (free.cumsum(0) <= size)

@@ -1,0 +1,300 @@
+"""Plain loops: fit, count correct answers, measure activities, estimate norms again."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clnp import seeds
+from clnp.errors import TrainingError
+from clnp.importance import Activity
+from clnp.narrow import narrow, positions, with_everyone
+from clnp.sources import Examples, StreamExamples, TensorExamples, check_labels
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator, Mapping, Sequence
+
+    from clnp.config import LearnConfig
+    from clnp.split import SplitNetwork
+    from clnp.wiring import Wiring
+
+Progress = Callable[[dict[str, Any]], None]
+EVALUATION_BATCH = 1000
+ESTIMATE_BATCH = 250
+ESTIMATE_EXAMPLES = 2_000
+"""Examples from which batch-norm statistics are estimated again, always the same ones, for every candidate network."""
+
+
+@contextlib.contextmanager
+def threads(n_threads: int | None) -> Generator[None]:
+    """Run a block with so many torch threads."""
+    before = torch.get_num_threads()
+    try:
+        if n_threads is not None:
+            torch.set_num_threads(n_threads)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def make_optimizer(parameters: Sequence[nn.Parameter], config: LearnConfig, lr: float) -> torch.optim.Optimizer:
+    """Make the optimizer that a configuration asks for. It moves whatever it is given: give it nothing that must stay."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=lr, betas=(config.momentum, 0.999), weight_decay=config.weight_decay, fused=True)
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, config: LearnConfig, lr: float, n_steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """Make the course of the learning rate over `n_steps` steps."""
+    if config.schedule == "one-cycle":
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(n_steps, 2) + 1, pct_start=0.15, cycle_momentum=False)
+    if config.schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(n_steps, 1))
+    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+
+
+def steps_per_epoch(train: Examples, batch_size: int) -> int:
+    """Return how many batches an epoch has; 1000 are assumed of a loader that cannot tell."""
+    if isinstance(train, TensorExamples):
+        return max(len(train) // batch_size, 1)
+    return len(train.loader) if hasattr(train.loader, "__len__") else 1000  # pyright: ignore[reportArgumentType]
+
+
+def kept_values(network: SplitNetwork, data: Examples, limit: int, device: torch.device) -> tuple[Tensor, ...] | None:
+    """Compute the claimed graph's values for all examples once, if they fit into `limit` MB; otherwise return None."""
+    if isinstance(data, StreamExamples):
+        return None
+    if network.claimed is None:
+        return ()
+    one = network.claimed_values(data.x[:1].to(device))
+    size = sum(value.numel() * value.element_size() for value in one)
+    if size * len(data) > limit * 2**20:
+        return None
+    kept = [torch.empty(len(data), *value.shape[1:], dtype=value.dtype, device=value.device) for value in one]
+    for start in range(0, len(data), EVALUATION_BATCH):
+        for whole, part in zip(kept, network.claimed_values(data.x[start : start + EVALUATION_BATCH].to(device)), strict=True):
+            whole[start : start + len(part)] = part
+    return tuple(kept)
+
+
+def narrow_kept(kept: tuple[Tensor, ...] | None, before: SplitNetwork, after: SplitNetwork) -> tuple[Tensor, ...] | None:
+    """Cut kept values of one network down to those that a further narrowed one reads."""
+    if kept is None or after is before:
+        return kept
+    result: list[Tensor] = []
+    for name in after.meets:
+        labels = before.wiring.values[name]
+        dim = next((d for d in range(labels.dim()) if labels.shape[d] > 1), None)
+        value = kept[before.meets.index(name)]
+        if dim is not None:
+            old = labels.flatten()[positions(with_everyone(before.claimed_units), labels.flatten())]
+            value = value.index_select(dim, positions(with_everyone(after.claimed_units), old).to(value.device))
+        result.append(value)
+    return tuple(result)
+
+
+def batches(
+    data: Examples, kept: tuple[Tensor, ...] | None, batch_size: int, device: torch.device, generator: torch.Generator | None = None
+) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, ...] | None]]:
+    """Yield (x, y, meets) on the device; meets are None where they must be computed."""
+    for places, x, y in data.batches(batch_size, generator):
+        meets = None if kept is None or places is None else tuple(value[places.to(value.device)] for value in kept)
+        yield x.to(device), y.to(device), meets
+
+
+def fit(
+    network: SplitNetwork,
+    train: Examples,
+    kept: tuple[Tensor, ...] | None,
+    config: LearnConfig,
+    *,
+    phase: str,
+    epochs: int,
+    lr: float,
+    l1: float,
+    n_classes: int,
+    place: tuple[int | str, ...],
+    task: str,
+    validation: Callable[[], int] | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Train the pool's rows and the head: loss + l1 * sum |w|.
+
+    Args:
+        network: changed in place.
+        train: the task's training data.
+        kept: values of the claimed graph for all examples, see `kept_values`.
+        config: optimizer, schedule, batch size, patience.
+        phase: "train" or "finetune", for progress.
+        epochs: how many passes.
+        lr: peak learning rate.
+        l1: penalty on every trainable weight.
+        n_classes: labels must lie below.
+        place: the place in the run, for seeds.
+        task: name for messages and progress.
+        validation: counts correct answers, for `config.patience`.
+        progress: told after each epoch.
+
+    Raises:
+        TrainingError: the loss or a weight became NaN or infinite.
+    """
+    parameters, weights = list(network.parameters()), network.weights()
+    optimizer = make_optimizer(parameters, config, lr)
+    batch_size = config.batch_size_for(len(train) if isinstance(train, TensorExamples) else None)
+    schedule = make_schedule(optimizer, config, lr, epochs * steps_per_epoch(train, batch_size))
+    device = network.head_bias.device
+    best, best_state, waited = -1, network.state_dict(), 0
+    for epoch in range(epochs):
+        network.train()
+        total, n = 0.0, 0
+        generator = seeds.generator(*place, "order", epoch)
+        with seeds.seeded(*place, "noise", epoch, device=device):
+            for x, y, meets in batches(train, kept, batch_size, device, generator):
+                if isinstance(train, StreamExamples):
+                    check_labels(y, n_classes, f"training data of task '{task}'")
+                loss = F.cross_entropy(network(x, meets), y)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                if l1:
+                    add_l1_(weights, l1)
+                optimizer.step()
+                if schedule.last_epoch < getattr(schedule, "total_steps", math.inf) - 1:
+                    schedule.step()
+                total, n = total + float(loss.detach()), n + 1
+                if not math.isfinite(total):
+                    raise TrainingError(_diverged(task, phase, epoch, "the loss"))
+        if progress is not None:
+            progress({"event": "epoch", "task": task, "phase": phase, "epoch": epoch + 1, "epochs": epochs, "loss": total / n})
+        if config.patience is not None and validation is not None:
+            correct = validation()
+            if correct > best:
+                best, best_state, waited = correct, {name: value.clone() for name, value in network.state_dict().items()}, 0
+            else:
+                waited += 1
+            if waited >= config.patience:
+                break
+    if best >= 0:
+        network.load_state_dict(best_state)
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
+        raise TrainingError(_diverged(task, phase, epochs - 1, "a weight"))
+    network.eval()
+
+
+def _diverged(task: str, phase: str, epoch: int, what: str) -> str:
+    return (
+        f"learning task '{task}' was abandoned in epoch {epoch + 1} of phase '{phase}': {what} became NaN or infinite. "
+        f"Earlier tasks are untouched. Lower the learning rate, or look for extreme values in the data."
+    )
+
+
+@torch.no_grad()
+def add_l1_(weights: Sequence[nn.Parameter], l1: float) -> None:
+    """Add the (sub)gradient of l1 * sum |w| to the gradients."""
+    pairs = [(weight, weight.grad) for weight in weights if weight.grad is not None]
+    signs = torch._foreach_sign([weight.detach() for weight, _ in pairs])  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    torch._foreach_add_([gradient for _, gradient in pairs], signs, alpha=l1)  # pyright: ignore[reportPrivateUsage]
+
+
+@torch.no_grad()
+def n_correct(network: nn.Module, data: TensorExamples, kept: tuple[Tensor, ...] | None = None) -> int:
+    """Count the examples whose largest logit is that of their label. With `kept`, the network is a `SplitNetwork`."""
+    network.eval()
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    correct = 0
+    for x, y, meets in batches(data, kept, EVALUATION_BATCH, device):
+        logits = network(x) if meets is None else network(x, meets)
+        correct += int((logits.argmax(1) == y).sum())
+    return correct
+
+
+@torch.no_grad()
+def estimate_norms_(network: SplitNetwork, data: TensorExamples, kept: tuple[Tensor, ...] | None) -> None:
+    """Estimate the statistics of the pool's batch norms again, as the mean over the batches of `data`."""
+    norms = network.norms
+    if not norms:
+        return
+    network.eval()
+    for norm in norms:
+        norm.estimating, norm.n_batches = True, 0
+    device = network.head_bias.device
+    n = min(len(data), ESTIMATE_EXAMPLES)
+    for start in range(0, max(n - n % ESTIMATE_BATCH, 1), ESTIMATE_BATCH):
+        part = slice(start, start + ESTIMATE_BATCH)
+        network(data.x[part].to(device), None if kept is None else tuple(value[part] for value in kept))
+    for norm in norms:
+        norm.estimating = False
+
+
+@torch.no_grad()
+def activities(
+    wiring: Wiring, state: Mapping[str, Tensor], visible: Tensor, head_weight: Tensor, data: TensorExamples, owner_free: Tensor
+) -> list[tuple[Tensor, Activity]]:
+    """Measure what each layer reads, over examples and positions, in the network of the visible units.
+
+    Args:
+        wiring: of the network.
+        state: full-width parameters, the trained pool rows among them.
+        visible: bool (n_units,).
+        head_weight: the task's head (classes, F).
+        data: examples to measure on.
+        owner_free: bool (n_units,): the units whose rows the task trains; only their weights count as outgoing.
+
+    Returns: for each place where units are read, the units (k,) and their `Activity`.
+    """
+    member = with_everyone(visible, everyone=False)
+    reads = list(dict.fromkeys([*wiring.reads.values(), wiring.graph.output]))
+    reads = [name for name in reads if bool(member[wiring.values[name]].any())]
+    network = narrow(wiring, state, visible, outputs=reads).eval()
+    device = head_weight.device
+    sums: list[list[Tensor]] = []
+    n = 0
+    for x, _, _ in batches(data, None, EVALUATION_BATCH // 2, device):
+        values = network(x)
+        found = [_moments(value, wiring, name) for value, name in zip(values, reads, strict=True)]
+        sums = found if not sums else [[a + b for a, b in zip(old, new, strict=True)] for old, new in zip(sums, found, strict=True)]
+        n += 1
+    everyone = with_everyone(visible)
+    measured: list[tuple[Tensor, Activity]] = []
+    for name, (absolute, firing, first, second) in zip(reads, sums, strict=True):
+        labels = wiring.values[name].flatten()
+        places = positions(everyone, labels)
+        units, inverse = torch.unique(labels[places], return_inverse=True)
+        count = torch.bincount(inverse).to(device)
+        pool = [
+            torch.zeros(len(units), device=device).index_add_(0, inverse.to(device), part / n) / count
+            for part in (absolute, firing, first, second)
+        ]
+        outgoing = _outgoing(wiring, state, head_weight, name, owner_free & visible, units)
+        activity = Activity(pool[0], pool[1], (pool[3] - pool[2] ** 2).clamp(min=0).sqrt(), outgoing)
+        real = units >= 0
+        measured.append((units[real], Activity(*(getattr(activity, key).cpu()[real] for key in ("mean_abs", "firing", "std", "outgoing")))))
+    return measured
+
+
+def _moments(value: Tensor, wiring: Wiring, name: str) -> list[Tensor]:
+    """Return the means of |a|, a != 0, a and a^2 over all dimensions but that of the units: each (k,)."""
+    labels = wiring.values[name]
+    dim = next((d for d in range(labels.dim()) if labels.shape[d] > 1), None)
+    flat = value.reshape(1, -1) if dim is None else value.transpose(0, dim).flatten(1)  # (k, B * positions)
+    return [flat.abs().mean(1), (flat != 0).float().mean(1), flat.mean(1), flat.square().mean(1)]
+
+
+def _outgoing(wiring: Wiring, state: Mapping[str, Tensor], head_weight: Tensor, name: str, rows_of: Tensor, units: Tensor) -> Tensor:
+    """Sum |weight| from each unit into the rows that the task trains and that read the value `name`: (len(units),)."""
+    total = torch.zeros(wiring.n_units + 1, device=head_weight.device)
+    for weight, source in wiring.reads.items():
+        labels = wiring.parameters[weight]
+        if source == name and labels.columns is not None:
+            tensor = state[weight][rows_of[labels.rows].to(head_weight.device)]
+            columns = tensor.abs().sum([d for d in range(tensor.dim()) if d != 1])
+            total.index_add_(0, (labels.columns % len(total)).to(total.device), columns)  # raw input, label -1: the last place
+    if name == wiring.graph.output:
+        total.index_add_(0, (wiring.features % len(total)).to(total.device), head_weight.detach().abs().sum(0))
+    return total[units.to(total.device)]

@@ -1,0 +1,285 @@
+"""The command line. Nothing heavy is imported before a command needs it: `clnp --help` answers without torch.
+
+Exit codes: 0 done, 1 a failure that the message explains, 2 a command that cannot be understood, 130 stopped with Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clnp import __version__
+from clnp.errors import ClnpError, ConfigError, StoreError
+
+if TYPE_CHECKING:
+    from clnp.experiment import RunConfig
+
+app = typer.Typer(
+    name="clnp",
+    help="Teach one network of fixed size task after task; what it has learned never changes again.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+DEMO = Path("clnp-demo")
+DEMO_MARK = ".made-by-clnp-demo"
+INSPECTED = (3, 32, 32)  # the examples that `clnp inspect MODEL` assumes
+
+DataOption = Annotated[
+    Path | None, typer.Option("--data", help="Folder where the data files lie in their official layout; downloads otherwise.")
+]
+SettingsOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of LearnConfig, e.g. --set margin=0.01; may be repeated.")
+]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line, and turn what goes wrong into one line and an exit code; `--debug` anywhere shows the traceback."""
+    arguments = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in arguments
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]  # a terminal without block characters
+    try:
+        given = [argument for argument in arguments if argument != "--debug"]
+        app(given, prog_name="clnp", obj=shlex.join(["clnp", *given]))
+    except Exception as error:
+        if debug:
+            raise
+        if isinstance(error, ClnpError):
+            message = str(error)
+        elif isinstance(error, OSError):
+            message = f"{error.strerror or error}: '{error.filename}'" if error.filename else str(error)
+        else:
+            message = f"internal error: {type(error).__name__}: {error} (give --debug to see where)"
+        _say("clnp: " + " ".join(message.split()))
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+
+
+def _print_version(wanted: bool) -> None:
+    """Print the version, if that was asked for, and stop."""
+    if wanted:
+        typer.echo(f"clnp {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; works after a command too.")] = False,
+) -> None:
+    """Teach one network of fixed size task after task; what it has learned never changes again."""
+
+
+@app.command()
+def demo(
+    ctx: typer.Context,
+    out: Annotated[Path, typer.Option("--out", help="Where the demonstration is written; each time anew.")] = DEMO,
+) -> None:
+    """Learn five small real tasks (handwritten digits) in seconds, forget nothing, and write a report."""
+    _clear_demo(out)
+    from clnp.experiment import configure
+    from clnp.report import write_report
+
+    config = configure("digits")
+    _say(f"teaching one network {config.n_tasks} tasks, one after another; each sees only its own two digits")
+    _run(config, out, None, ctx.obj)
+    _show(out)
+    page = write_report(out)
+    typer.echo(
+        f"""
+report: {page.resolve()}
+
+Next steps
+  clnp list                                       what else there is to run
+  clnp run permuted-digits --tasks 5              a harder sequence; the same command continues a stopped run
+  clnp run digits --method finetune               what plain training forgets
+  clnp run digits --set margin=0.05 --out roomy   give up a little accuracy for more room
+  clnp inspect digits                             which units of the network are tied together"""
+    )
+
+
+def _clear_demo(out: Path) -> None:
+    """Make place for a demonstration; remove an earlier one, and nothing else."""
+    from clnp import rundir
+
+    if out.is_dir() and any(out.iterdir()):
+        if not (out / DEMO_MARK).is_file():
+            raise StoreError(
+                f"cannot write the demonstration to '{out}': that directory is not of an earlier demonstration. Choose another with --out."
+            )
+        if rundir.is_locked(out):
+            raise StoreError(f"cannot write the demonstration to '{out}': process {rundir.holder(out)} is at work there.")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / DEMO_MARK).write_text("`clnp demo` made this directory and removes it when it starts again.\n", encoding="utf-8")
+
+
+@app.command("list")
+def list_() -> None:
+    """List benchmarks, methods, models, importance criteria and settings."""
+    from clnp.benchmarks import BENCHMARKS
+    from clnp.config import LearnConfig
+    from clnp.importance import CRITERIA
+    from clnp.methods import METHODS
+    from clnp.models import MODELS
+
+    benchmarks = [(name, f"{b.n_tasks} tasks, {b.scenario}. {b.description}") for name, b in BENCHMARKS.items()]
+    methods = [(name, (method.__doc__ or "").partition("\n")[0]) for name, method in METHODS.items()]
+    settings = [(name, f"{field.description} [{field.default}]") for name, field in LearnConfig.model_fields.items()]
+    for title, rows in (("Benchmarks", benchmarks), ("Methods (--method)", methods), ("Settings (--set KEY=VALUE) [default]", settings)):
+        width = max(len(name) for name, _ in rows)
+        typer.echo("\n".join([title, *(f"  {name:<{width}}  {text}" for name, text in rows), ""]))
+    typer.echo(f"Models (--model)\n  {', '.join(MODELS)}\n")
+    typer.echo(f"Importance criteria (--set criterion=NAME)\n  {', '.join(CRITERIA)}")
+
+
+@app.command()
+def run(
+    ctx: typer.Context,
+    benchmark: Annotated[str, typer.Argument(help="A name from `clnp list`.")],
+    method: Annotated[str | None, typer.Option("--method", help="How to learn; clnp by default.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="The network; the benchmark's own by default.")] = None,
+    tasks: Annotated[int | None, typer.Option("--tasks", help="How many tasks; the benchmark's own number by default.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of tasks, network and training; 0 by default.")] = None,
+    file: Annotated[Path | None, typer.Option("--config", help="YAML of the shape of a run's config.yaml, in whole or in part.")] = None,
+    settings: SettingsOption = None,
+    data: DataOption = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The run directory; runs/BENCHMARK-METHOD-seedSEED by default.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, and nothing else, on stdout.")] = False,
+) -> None:
+    """Learn the tasks of a benchmark in order. The same command continues a run that was stopped."""
+    chosen = _settings(settings or [])
+    defaults = _read_yaml(file)
+    from clnp.experiment import configure
+
+    config = configure(benchmark, method=method, model=model, seed=seed, n_tasks=tasks, settings=chosen, defaults=defaults)
+    out = out or Path("runs") / f"{config.benchmark}-{config.method}-seed{config.seed}"
+    summary = _run(config, out, data, ctx.obj)
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2))
+        return
+    _show(out)
+    typer.echo(f"run: {out}    report: clnp report {shlex.quote(str(out))}")
+
+
+def _run(config: RunConfig, out: Path, data: Path | None, command: str) -> dict[str, Any]:
+    """Run with a display on stderr; Ctrl-C says how to go on."""
+    from clnp import experiment
+    from clnp.console import Display
+
+    try:
+        with Display(epochs=config.learn.total_epochs, n_tasks=config.n_tasks) as display:
+            return experiment.run(config, out, data=data, command=command, progress=display)
+    except KeyboardInterrupt:
+        _say(f"stopped; the tasks learned so far are kept in '{out}'. To continue: {command}")
+        raise typer.Exit(130) from None
+
+
+def _settings(pairs: list[str]) -> dict[str, Any]:
+    """Return --set KEY=VALUE options as a mapping; values are YAML."""
+    import yaml
+
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"cannot use --set '{pair}': expected KEY=VALUE, for example --set margin=0.01.")
+        try:
+            settings[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"cannot use --set '{pair}': expected a YAML value, found '{value}'.") from None
+    return settings
+
+
+def _read_yaml(file: Path | None) -> dict[str, Any]:
+    """Return the mapping in a configuration file."""
+    import yaml
+
+    if file is None:
+        return {}
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration file '{file}': {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the configuration file '{file}': expected YAML: {error}.") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"cannot use the configuration file '{file}': expected keys and values, found {content!r}.")
+    return content
+
+
+@app.command()
+def status(directory: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
+    """Show how far a run is and what it has achieved, without loading a network."""
+    from clnp import rundir
+    from clnp.report import read_run
+
+    run = read_run(directory)
+    _show(directory)
+    if run.finished:
+        typer.echo("finished")
+    elif rundir.is_locked(directory):
+        at = run.progress
+        where = f", {at.task}: {at.phase}" + (f" epoch {at.epoch}/{at.epochs}" if at.epoch else "") if at else ""
+        typer.echo(f"running (process {rundir.holder(directory)}{where})")
+    else:
+        typer.echo(f"stopped; to continue: {run.command}")
+
+
+@app.command()
+def report(
+    directory: Annotated[Path, typer.Argument(help="A run directory.")],
+    out: Annotated[Path | None, typer.Option("--out", help="The HTML file; report.html in the run directory by default.")] = None,
+) -> None:
+    """Write the report of a run: one HTML file that needs no network."""
+    from clnp.report import write_report
+
+    typer.echo(write_report(directory) if out is None else write_report(directory, out))
+
+
+@app.command()
+def inspect(
+    name: Annotated[str, typer.Argument(help="A benchmark or a model from `clnp list`.")],
+    model: Annotated[str | None, typer.Option("--model", help="The network to look at, with the benchmark's data.")] = None,
+    data: DataOption = None,
+) -> None:
+    """Show which units of a network are tied together, and what cannot be pruned and why."""
+    import torch
+
+    from clnp import wiring
+    from clnp.benchmarks import BENCHMARKS
+    from clnp.models import MODELS, lookup
+
+    if name in MODELS:
+        model, example = name, torch.zeros(2, *INSPECTED)
+    else:
+        lookup("benchmark or model", name, {**BENCHMARKS, **MODELS})
+        model, example = model or BENCHMARKS[name].model, BENCHMARKS[name].tasks(data, 0, 1)[0].validation[0][:2]
+    build = lookup("model", model, MODELS)
+    shape = tuple(example.shape[1:])
+    typer.echo(f"{model}, for examples of shape {shape}")
+    typer.echo(wiring.trace(build(shape), example).explain())
+
+
+def _show(directory: Path) -> None:
+    """Print the table of a run on stdout."""
+    from rich.console import Console
+
+    from clnp.console import results
+    from clnp.report import read_run
+
+    Console(highlight=False).print(results(read_run(directory)))
+
+
+def _say(text: str) -> None:
+    """Print a line on stderr."""
+    typer.echo(text, err=True)

@@ -1,0 +1,69 @@
+"""The ways to learn a sequence of tasks, one file each, behind one signature. The table METHODS is all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from clnp.methods.clnp import Clnp
+from clnp.methods.finetune import Finetune
+from clnp.methods.single import Single
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from clnp.config import LearnConfig
+
+__all__ = ["METHODS", "Make", "Method"]
+
+
+class Method(Protocol):
+    """What an experiment asks of a method. Learning a task must depend on nothing but the seed, the task's place and the model so far."""
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the tasks learned, in order."""
+        ...
+
+    def learn(
+        self,
+        task_name: str,
+        train: tuple[Tensor, Tensor],
+        validation: tuple[Tensor, Tensor],
+        n_classes: int,
+        progress: Callable[[dict[str, Any]], None],
+    ) -> dict[str, Any]:
+        """Learn one task and return what its `task_learned` event says beside name and times."""
+        ...
+
+    def predict(self, x: Tensor, task: str) -> Tensor:
+        """Return the logits of a batch, (n, n_classes), as a learned task sees it."""
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Write the state so that a crash at any moment leaves this state or the last saved one."""
+        ...
+
+    def load(self, directory: Path) -> None:
+        """Take the state that was saved last; stay without tasks where the first save was cut short."""
+        ...
+
+    def capacity(self) -> dict[str, dict[str, Any]] | None:
+        """Return {group: {n_units, free, claimed: {task: n}, reused: {task: n}}}; None for methods that own no units."""
+        ...
+
+    def forecast(self) -> dict[str, Any] | None:
+        """Return {tasks, limiting_group, assumption}: how many more tasks fit; None for methods that never fill up."""
+        ...
+
+
+Make = Callable[["Callable[[], nn.Module]", "Tensor", "LearnConfig", int], Method]
+"""(builds the network without a head, with fresh weights that are always the same; a batch of one example; settings; seed) -> a method"""
+
+METHODS: Mapping[str, Make] = {
+    "clnp": Clnp,
+    "finetune": Finetune,
+    "single": Single,
+}

@@ -1,0 +1,67 @@
+"""Continual learning via neural pruning: the method of this library, as experiments run it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from clnp import store
+from clnp.learner import Learner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from clnp.config import LearnConfig
+
+
+class Clnp:
+    """Each task in units that no earlier task needs; nothing learned ever changes (this library's method)."""
+
+    def __init__(self, make_trunk: Callable[[], nn.Module], example: Tensor, config: LearnConfig, seed: int) -> None:
+        self.make_trunk, self.config = make_trunk, config
+        self.learner = Learner(make_trunk(), example, seed=seed)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the tasks learned, in order."""
+        return self.learner.tasks
+
+    def learn(
+        self,
+        task_name: str,
+        train: tuple[Tensor, Tensor],
+        validation: tuple[Tensor, Tensor],
+        n_classes: int,
+        progress: Callable[[dict[str, Any]], None],
+    ) -> dict[str, Any]:
+        """Learn one task; the event tells what it claimed and what the margin cost."""
+        result = self.learner.learn(task_name, train, validation, n_classes=n_classes, config=self.config, progress=progress)
+        event = asdict(result)
+        # The experiment times every method in the same way and knows the name.
+        for known in ("task", "n_classes", "seconds"):
+            del event[known]
+        return event | {"notices": list(result.notices)}
+
+    def predict(self, x: Tensor, task: str) -> Tensor:
+        """Return the logits of a task, from the units that it needs."""
+        return self.learner.predict(x, task=task)
+
+    def save(self, directory: Path) -> None:
+        """Write the learner."""
+        self.learner.save(directory)
+
+    def load(self, directory: Path) -> None:
+        """Read the learner. Its description is written last: without it the first save was cut short, and nothing is learned."""
+        if (directory / store.DESCRIPTION).exists():
+            self.learner = Learner.load(directory, self.make_trunk())
+
+    def capacity(self) -> dict[str, dict[str, Any]] | None:
+        """Return the units of each group."""
+        return {group: asdict(units) for group, units in self.learner.capacity().items()}
+
+    def forecast(self) -> dict[str, Any] | None:
+        """Return how many more tasks like the last ones fit."""
+        return asdict(self.learner.forecast())

@@ -1,0 +1,148 @@
+"""What the plain methods share: a dense network, its training, its files.
+
+It is trained by the very loop that trains the pool of CLNP (`clnp.training.fit`), for as many epochs as CLNP takes at most, on the same
+batches, so that a comparison is one of methods and not of loops. There is no L1 penalty: nothing is pruned.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from clnp import seeds, training
+from clnp.errors import StoreError
+from clnp.files import write_atomic
+from clnp.sources import TensorExamples
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from clnp.config import LearnConfig
+    from clnp.split import SplitNetwork
+
+STATE = "method.json"
+
+
+class DenseNetwork(nn.Module):
+    """A trunk and one head, (B, *shape) -> (B, n_classes), in the form that `training.fit` trains."""
+
+    def __init__(self, trunk: nn.Module, head: nn.Linear) -> None:
+        super().__init__()
+        self.trunk, self.head = trunk, head
+
+    @property
+    def head_bias(self) -> Tensor:
+        """The head's bias: it tells `fit` the device."""
+        return self.head.bias
+
+    def weights(self) -> list[nn.Parameter]:
+        """Return the weights under the L1 penalty: none."""
+        return []
+
+    def forward(self, x: Tensor, meets: None = None) -> Tensor:
+        """Return logits; there are no claimed units to meet."""
+        del meets
+        return self.head(self.trunk(x))
+
+
+def make_head(n_features: int, n_classes: int, *place: int | str) -> nn.Linear:
+    """Make a head whose first weights depend on its place in the run alone."""
+    with seeds.seeded(*place, "head"):
+        return nn.Linear(n_features, n_classes)
+
+
+@torch.no_grad()
+def count_features(trunk: nn.Module, example: Tensor) -> int:
+    """Return the width of what a trunk puts out."""
+    return trunk.eval()(example).shape[1]
+
+
+def fit_dense_(
+    network: DenseNetwork,
+    train: tuple[Tensor, Tensor],
+    validation: tuple[Tensor, Tensor],
+    config: LearnConfig,
+    *,
+    seed: int,
+    index: int,
+    task: str,
+    progress: Callable[[dict[str, Any]], None],
+) -> float:
+    """Train a dense network on one task, in place, and return its validation accuracy.
+
+    Raises:
+        TrainingError: the loss or a weight became NaN or infinite.
+    """
+    network.to(config.device)
+    held_out = TensorExamples(*validation)
+    training.fit(
+        cast("SplitNetwork", network),  # `fit` asks of a network only what DenseNetwork has
+        TensorExamples(*train),
+        None,
+        config,
+        phase="train",
+        epochs=config.total_epochs,
+        lr=config.lr,
+        l1=0.0,
+        n_classes=network.head.out_features,
+        place=(seed, "task", index, "train", 0),  # where CLNP draws the batches of its first epochs, too
+        task=task,
+        validation=lambda: training.n_correct(network, held_out),
+        progress=progress,
+    )
+    return training.n_correct(network, held_out) / len(held_out)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file as a whole: a crash leaves no half of it under its name."""
+    write_atomic(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        StoreError: it is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(
+            f"cannot load '{path}': expected a safetensors file as `clnp run` wrote it, found: {error}. Start the run anew."
+        ) from error
+
+
+def write_state(directory: Path, state: Mapping[str, Any]) -> None:
+    """Replace the small file that says which tensor files count."""
+    write_atomic(directory / STATE, json.dumps(state, indent=2) + "\n")
+
+
+def read_state(directory: Path) -> dict[str, Any]:
+    """Read what `write_state` wrote; nothing was learned where there is no such file.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    path = directory / STATE
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"n_classes": {}}
+    except ValueError as error:
+        raise StoreError(f"cannot load '{path}': expected JSON as `clnp run` wrote it, found: {error}. Start the run anew.") from error
+
+
+def load_into_(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Put tensors into a module that they were taken from.
+
+    Raises:
+        StoreError: they are of another network.
+    """
+    try:
+        module.load_state_dict(dict(tensors))
+    except RuntimeError as error:
+        raise StoreError(f"cannot load '{path}': it is of another network: {' '.join(str(error).split())}") from error

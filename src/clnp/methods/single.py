@@ -1,0 +1,88 @@
+"""Each task alone: what the tasks are worth without each other, at the price of one network per task."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from clnp.methods.dense import (
+    DenseNetwork,
+    count_features,
+    fit_dense_,
+    load_into_,
+    make_head,
+    read_state,
+    read_tensors,
+    write_state,
+    write_tensors,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from clnp.config import LearnConfig
+
+
+class Single:
+    """Each task has a fresh dense network of its own (no transfer, no forgetting, no shared room)."""
+
+    def __init__(self, make_trunk: Callable[[], nn.Module], example: Tensor, config: LearnConfig, seed: int) -> None:
+        self.make_trunk, self.config, self.seed = make_trunk, config, seed
+        self.n_features = count_features(make_trunk(), example)
+        self.networks: dict[str, DenseNetwork] = {}
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the tasks learned, in order."""
+        return tuple(self.networks)
+
+    def learn(
+        self,
+        task_name: str,
+        train: tuple[Tensor, Tensor],
+        validation: tuple[Tensor, Tensor],
+        n_classes: int,
+        progress: Callable[[dict[str, Any]], None],
+    ) -> dict[str, Any]:
+        """Train a new network on one task."""
+        index = len(self.networks)
+        network = DenseNetwork(self.make_trunk(), make_head(self.n_features, n_classes, self.seed, "task", index))
+        accuracy = fit_dense_(network, train, validation, self.config, seed=self.seed, index=index, task=task_name, progress=progress)
+        self.networks[task_name] = network
+        return {"accuracy": accuracy}
+
+    @torch.no_grad()
+    def predict(self, x: Tensor, task: str) -> Tensor:
+        """Return the logits of a task from its own network."""
+        return self.networks[task].eval()(x.to(self.config.device))
+
+    def save(self, directory: Path) -> None:
+        """Write the networks that are not there yet, one file each, then make them count."""
+        directory.mkdir(parents=True, exist_ok=True)
+        n_saved = len(read_state(directory)["n_classes"])
+        for index, network in enumerate(self.networks.values()):
+            if index >= n_saved:
+                write_tensors(_file(directory, index), network.state_dict())
+        write_state(directory, {"n_classes": {task: network.head.out_features for task, network in self.networks.items()}})
+
+    def load(self, directory: Path) -> None:
+        """Read all networks."""
+        self.networks = {}
+        for index, (task, n_classes) in enumerate(read_state(directory)["n_classes"].items()):
+            network = DenseNetwork(self.make_trunk(), nn.Linear(self.n_features, n_classes)).to(self.config.device)
+            load_into_(network, read_tensors(_file(directory, index)), _file(directory, index))
+            self.networks[task] = network
+
+    def capacity(self) -> None:
+        """Return None: no task owns units."""
+
+    def forecast(self) -> None:
+        """Return None: each further task takes a further network."""
+
+
+def _file(directory: Path, index: int) -> Path:
+    """Return where a task's network lies: names of tasks are data, never paths."""
+    return directory / f"network-{index}.safetensors"

@@ -1,0 +1,9 @@
+"""One offline HTML page, and one sentence, from a run directory: `write_report`, `verdict`, and `read_run` that both rest on."""
+
+from __future__ import annotations
+
+from clnp.report.page import write_report
+from clnp.report.run import Group, LearnedTask, Margin, Run, read_run
+from clnp.report.wording import verdict
+
+__all__ = ["Group", "LearnedTask", "Margin", "Run", "read_run", "verdict", "write_report"]

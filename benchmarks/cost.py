@@ -1,0 +1,106 @@
+"""What a whole run costs: CPU time of CLNP over that of plainly fine-tuning the dense network, at equal epochs.
+
+    python benchmarks/cost.py permuted-mnist --data DIR --tasks 10 --seed 0 --out benchmarks/results/permuted-mnist-cost.json
+
+Both methods learn the same tasks in one process, alternated task by task, so that a slower or busier machine slows both.
+CPU time is user + system time of the process over learning alone: CLNP's includes scoring, selection, fine-tuning and commit.
+Fine-tuning costs the same for every task (same network, same number of steps), so `--dense-tasks` may measure it on the first
+few only; the ratio is CLNP's time over all tasks to the mean dense time times their number. Test accuracies come along.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clnp import metrics, seeds
+from clnp.benchmarks import get_benchmark
+from clnp.experiment import configure, versions
+from clnp.files import write_atomic
+from clnp.methods import METHODS
+from clnp.models import get_model
+from clnp.training import EVALUATION_BATCH, threads
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from clnp.data.task import Task
+    from clnp.methods import Method
+
+
+def quiet(_event: dict[str, object]) -> None:
+    """Show nothing."""
+
+
+def accuracy(method: Method, task: Task) -> float:
+    """Return the test accuracy of a task."""
+    x, y = task.test
+    parts = zip(x.split(EVALUATION_BATCH), y.split(EVALUATION_BATCH), strict=True)
+    return sum(int((method.predict(inputs, task.name).argmax(1) == labels).sum()) for inputs, labels in parts) / len(y)
+
+
+def main() -> None:
+    """Run the comparison and write its JSON after every task, so that a killed run still tells what it measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("benchmark")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--tasks", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dense-tasks", type=int, help="fine-tune only so many tasks; all by default")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    config = configure(options.benchmark, n_tasks=options.tasks, seed=options.seed, settings={"threads": options.threads})
+    tasks = get_benchmark(options.benchmark).tasks(options.data, config.seed, config.n_tasks)
+    example = tasks[0].validation[0][:2]
+
+    def trunk() -> nn.Module:
+        with seeds.seeded(config.seed, "model"):
+            return get_model(config.model)(tuple(example.shape[1:]))
+
+    methods = {name: METHODS[name](trunk, example, config.learn, config.seed) for name in ("clnp", "finetune")}
+    cpu: dict[str, list[float]] = {name: [] for name in methods}
+    matrices: dict[str, list[list[float | None]]] = {name: [] for name in methods}
+    command = "python " + " ".join(sys.argv)
+    with threads(options.threads):
+        for index, task in enumerate(tasks):
+            train, validation = task.train, task.validation
+            for name, method in methods.items():
+                if name == "finetune" and index >= (options.dense_tasks or len(tasks)):
+                    continue
+                start = time.process_time()
+                method.learn(task.name, train, validation, task.n_classes, quiet)
+                cpu[name].append(time.process_time() - start)
+                row = [accuracy(method, earlier) for earlier in tasks[: index + 1]]
+                matrices[name].append([*row, *[None] * (len(tasks) - len(row))])
+            dense = sum(cpu["finetune"]) / len(cpu["finetune"])
+            ratio = sum(cpu["clnp"]) / (dense * (index + 1))
+            print(
+                f"{task.name}: { ({name: round(times[-1], 1) for name, times in cpu.items()}) } s of CPU, ratio so far {ratio:.3f}",
+                flush=True,
+            )
+            result = {
+                **config.model_dump(mode="json"),
+                "tasks_done": index + 1,
+                "epochs_per_task": config.learn.total_epochs,
+                "cpu_seconds": cpu,
+                "ratio": ratio,
+                "accuracy_matrix": matrices,
+                "versions": {**versions(), "cores": os.cpu_count(), "processor": platform.processor() or platform.machine()},
+                "command": command,
+                "capacity": methods["clnp"].capacity(),
+            }
+            if index + 1 == len(tasks):
+                result["average_accuracy"] = metrics.average_accuracy(matrices["clnp"])
+                result["forgetting"] = metrics.forgetting(matrices["clnp"])
+            write_atomic(options.out, json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

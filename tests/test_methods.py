@@ -1,0 +1,220 @@
+"""One table of methods times one list of promises: a new method is tested by being listed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from clnp.benchmarks import BENCHMARKS
+from clnp.config import LearnConfig
+from clnp.errors import StoreError, TrainingError
+from clnp.methods import METHODS
+from clnp.methods.dense import STATE
+from clnp.models import MODELS
+from clnp.seeds import seeded
+
+CONFIG = LearnConfig(epochs=2, rounds=1, finetune_epochs=1, batch_size=64)
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    return BENCHMARKS["digits"].tasks(None, 0, 3)
+
+
+def trunk():
+    with seeded(0, "model"):
+        return MODELS["mlp-small"]((1, 8, 8))
+
+
+def make(name, config=CONFIG, seed=0):
+    return METHODS[name](trunk, torch.zeros(2, 1, 8, 8), config, seed)
+
+
+def teach(method, task, progress=lambda event: None):
+    return method.learn(task.name, task.train, task.validation, task.n_classes, progress)
+
+
+every_method = pytest.mark.parametrize("name", METHODS)
+
+
+@every_method
+def test_a_learned_task_is_predicted_far_better_than_by_chance(name, tasks):
+    config = LearnConfig(epochs=10, batch_size=32)
+    method = make(name, config)
+    assert method.tasks == ()
+    told = teach(method, tasks[0])
+    x, y = tasks[0].test
+    logits = method.predict(x, tasks[0].name)
+    assert logits.shape == (len(x), 2)
+    assert not logits.requires_grad
+    assert (logits.argmax(1) == y).float().mean() > 0.9
+    assert method.tasks == (tasks[0].name,)
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+    assert not {"task", "index", "seconds", "cpu_seconds", "event", "time"} & set(told), "these belong to the experiment"
+
+
+@every_method
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(name, tasks):
+    def logits(seed):
+        method = make(name, seed=seed)
+        teach(method, tasks[0])
+        return method.predict(tasks[0].test[0], tasks[0].name)
+
+    assert torch.equal(logits(0), logits(0))
+    assert not torch.equal(logits(0), logits(1))
+
+
+@every_method
+def test_saved_and_loaded_it_goes_on_as_if_nothing_had_happened(name, tasks, tmp_path):
+    through = make(name)
+    for task in tasks[:2]:
+        teach(through, task)
+        through.save(tmp_path / "through")
+    resumed = make(name)
+    teach(resumed, tasks[0])
+    resumed.save(tmp_path / "model")
+    torch.rand(7)  # a resumed process has drawn other numbers before
+    resumed = make(name)
+    resumed.load(tmp_path / "model")
+    assert resumed.tasks == (tasks[0].name,)
+    teach(resumed, tasks[1])
+    resumed.save(tmp_path / "model")
+    reloaded = make(name)
+    reloaded.load(tmp_path / "model")
+    for task in tasks[:2]:
+        x = task.test[0]
+        expected = through.predict(x, task.name)
+        assert torch.equal(resumed.predict(x, task.name), expected)
+        assert torch.equal(reloaded.predict(x, task.name), expected)
+    assert reloaded.capacity() == through.capacity()
+    assert reloaded.forecast() == through.forecast()
+
+
+@every_method
+def test_only_finetuning_forgets(name, tasks):
+    method = make(name)
+    teach(method, tasks[0])
+    x = tasks[0].test[0]
+    before = method.predict(x, tasks[0].name)
+    teach(method, tasks[1])
+    assert torch.equal(method.predict(x, tasks[0].name), before) == (name != "finetune")
+
+
+@every_method
+def test_progress_counts_the_epochs_that_a_comparison_grants(name, tasks):
+    events = []
+    teach(make(name), tasks[0], events.append)
+    epochs = [event for event in events if event["event"] == "epoch"]
+    assert len(epochs) == CONFIG.total_epochs == 3
+    assert all(event["task"] == tasks[0].name and event["loss"] > 0 for event in epochs)
+
+
+@every_method
+def test_capacity_adds_up_or_is_not_counted(name, tasks):
+    method = make(name)
+    teach(method, tasks[0])
+    capacity = method.capacity()
+    assert (capacity is None) == (name != "clnp")
+    for group in (capacity or {}).values():
+        assert set(group) == {"n_units", "free", "claimed", "reused"}
+        assert group["free"] + sum(group["claimed"].values()) == group["n_units"]
+    assert (method.forecast() is None) == (name != "clnp")
+
+
+@every_method
+def test_nothing_finite_comes_of_a_learning_rate_that_diverges(name, tasks):
+    config = LearnConfig(epochs=3, lr=1e30, optimizer="sgd", schedule="constant")
+    with pytest.raises(TrainingError, match=tasks[0].name):
+        teach(make(name, config), tasks[0])
+
+
+@pytest.mark.parametrize("name", ["finetune", "single"])
+def test_damaged_files_are_refused(name, tasks, tmp_path):
+    method = make(name)
+    teach(method, tasks[0])
+    method.save(tmp_path)
+    file = next(tmp_path.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(StoreError, match=r"network-\d\.safetensors"):
+        make(name).load(tmp_path)
+    file.unlink()
+    with pytest.raises(StoreError, match=r"network-\d\.safetensors"):
+        make(name).load(tmp_path)
+    (tmp_path / STATE).write_text("{")
+    with pytest.raises(StoreError, match=STATE):
+        make(name).load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["finetune", "single"])
+def test_a_network_of_another_shape_is_refused(name, tasks, tmp_path):
+    method = make(name)
+    teach(method, tasks[0])
+    method.save(tmp_path)
+    other = METHODS[name](lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU()), torch.zeros(2, 1, 8, 8), CONFIG, 0)
+    with pytest.raises(StoreError, match="another network"):
+        other.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["finetune", "single"])
+def test_a_crash_while_saving_costs_no_saved_task(name, tasks, tmp_path, monkeypatch):
+    method = make(name)
+    teach(method, tasks[0])
+    method.save(tmp_path)
+    expected = method.predict(tasks[0].test[0], tasks[0].name)
+    teach(method, tasks[1])
+    with monkeypatch.context() as patch:
+        patch.setattr(f"clnp.methods.{name}.write_state", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            method.save(tmp_path)
+    loaded = make(name)
+    loaded.load(tmp_path)
+    assert loaded.tasks == (tasks[0].name,)
+    assert torch.equal(loaded.predict(tasks[0].test[0], tasks[0].name), expected)
+
+
+def test_finetuning_keeps_one_file(tasks, tmp_path):
+    method = make("finetune")
+    for task in tasks[:2]:
+        teach(method, task)
+        method.save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {STATE, "network-2.safetensors"}
+
+
+def test_a_single_head_is_shared_and_grows(tasks, tmp_path):
+    method = make("finetune", CONFIG.model_copy(update={"head": "single"}))
+    teach(method, tasks[0])
+    rows = method.heads[0].weight.detach().clone()
+    method.learn("more", *[(x, y + 1) for x, y in (tasks[1].train, tasks[1].validation)], 3, lambda event: None)
+    assert len(method.heads) == 1
+    assert method.heads[0].weight.shape == (3, rows.shape[1])
+    assert method.predict(tasks[0].test[0], tasks[0].name).shape[1] == 2
+    assert method.predict(tasks[1].test[0], "more").shape[1] == 3
+    method.save(tmp_path)
+    loaded = make("finetune", CONFIG.model_copy(update={"head": "single"}))
+    loaded.load(tmp_path)
+    assert torch.equal(loaded.predict(tasks[0].test[0], "more"), method.predict(tasks[0].test[0], "more"))
+
+
+def test_the_dense_baseline_is_a_plain_loop(tasks):
+    """The shared loop must do to a dense network what ten obvious lines do, or its cost and accuracy are no baseline."""
+    config = LearnConfig(epochs=2, rounds=1, finetune_epochs=0, batch_size=64, schedule="constant", lr=0.01)
+    method = make("finetune", config)
+    teach(method, tasks[0])
+
+    from clnp.methods.dense import make_head
+    from clnp.seeds import generator
+
+    network = nn.Sequential(trunk(), make_head(64, 2, 0, "task", 0))
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01, betas=(0.9, 0.999), fused=True)
+    x, y = tasks[0].train
+    for epoch in range(2):
+        order = torch.randperm(len(x), generator=generator(0, "task", 0, "train", 0, "order", epoch))
+        for places in order[: len(x) - len(x) % 64].split(64):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(network(x[places]), y[places]).backward()
+            optimizer.step()
+    with torch.no_grad():
+        assert torch.equal(method.predict(x, tasks[0].name), network(x))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,26 @@ EVALUATION_BATCH = 1000
 ESTIMATE_BATCH = 250
 ESTIMATE_EXAMPLES = 2_000
 """Examples from which batch-norm statistics are estimated again, always the same ones, for every candidate network."""
+
+
+class Trainable(Protocol):
+    """What `fit` asks of a network: a `SplitNetwork`, or a dense one to compare with."""
+
+    @property
+    def head_bias(self) -> Tensor:
+        """The head's bias, whose device is where the training happens."""
+        ...
+
+    def __call__(self, x: Tensor, meets: tuple[Tensor, ...] | None = None) -> Tensor: ...  # noqa: D102
+    def parameters(self) -> Iterator[nn.Parameter]: ...  # noqa: D102
+    def weights(self) -> list[nn.Parameter]:
+        """The parameters under the L1 penalty."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...  # noqa: D102
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> object: ...  # noqa: D102
+    def train(self, mode: bool = True) -> object: ...  # noqa: D102
+    def eval(self) -> object: ...  # noqa: D102
 
 
 @contextlib.contextmanager
@@ -110,7 +130,7 @@ def batches(
 
 
 def fit(
-    network: SplitNetwork,
+    network: Trainable,
     train: Examples,
     kept: tuple[Tensor, ...] | None,
     config: LearnConfig,

@@ -7,7 +7,7 @@ batches, so that a comparison is one of methods and not of loops. There is no L1
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from clnp.config import LearnConfig
-    from clnp.split import SplitNetwork
 
 STATE = "method.json"
 
@@ -82,7 +81,7 @@ def fit_dense_(
     network.to(config.device)
     held_out = TensorExamples(*validation)
     training.fit(
-        cast("SplitNetwork", network),  # `fit` asks of a network only what DenseNetwork has
+        network,
         TensorExamples(*train),
         None,
         config,

@@ -1,0 +1,366 @@
+"""From a trained pool to a few units: the margin holds on every way out, and what is told is what was measured."""
+
+from __future__ import annotations
+
+import copy
+import functools
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import clnp
+import clnp.pruning
+import small
+from clnp.selection import Selection
+from test_wiring import Net
+
+N_TRAIN = 180
+
+
+def data(number):
+    x, y = small.task(number)
+    return (x[:N_TRAIN], y[:N_TRAIN]), (x[N_TRAIN:], y[N_TRAIN:])
+
+
+def correct_of(logits, y):
+    return int((logits.argmax(1) == y).sum())
+
+
+class Watch:
+    """Remembers the unpruned network's correct answers, counted when training ends, and may spoil later rounds."""
+
+    def __init__(self, monkeypatch, number=0, spoil=(), validation=None):
+        self.train, self.validation = data(number)
+        self.validation = validation or self.validation
+        self.n_finetuned, self.spoil = 0, spoil
+        self.correct, self.correct_train, self.unpruned = None, None, None
+        self.real = clnp.pruning.fit
+        monkeypatch.setattr(clnp.pruning, "fit", self.fit)
+
+    def fit(self, network, *args, phase, **kwargs):
+        self.real(network, *args, phase=phase, **kwargs)
+        if phase == "train":
+            with torch.no_grad():
+                self.correct = correct_of(network(self.validation[0]), self.validation[1])
+                self.correct_train = correct_of(network(self.train[0]), self.train[1])
+            self.unpruned = {key: value.clone() for key, value in network.state_dict().items()}
+        else:
+            self.n_finetuned += 1
+            if self.n_finetuned in self.spoil:
+                with torch.no_grad():
+                    for weight in (network.head_given, network.head_pool):
+                        if weight is not None:
+                            weight.mul_(-1)
+
+    def check(self, learner, result, margin, *, told=True):
+        n = len(self.validation[1])
+        found = correct_of(learner.predict(self.validation[0], task=result.task), self.validation[1])
+        assert result.accuracy == pytest.approx(found / n), "what is told is what the committed predictor answers"
+        assert result.margin == margin
+        if told:
+            assert result.accuracy_unpruned == pytest.approx(self.correct / n), "and what the unpruned network answered"
+            assert result.margin_paid == pytest.approx((self.correct - found) / n)
+        assert self.correct - found <= margin * n + 1e-9, "the margin holds"
+
+
+def learn(learner, watch, name="a", **settings):
+    settings = {"epochs": 5, "batch_size": 30, "finetune_epochs": 1, "margin": 0.02, "pool": 0.5, **settings}
+    return learner.learn(name, watch.train, watch.validation, config=clnp.LearnConfig(**settings))
+
+
+@functools.cache
+def empty(name):
+    return clnp.Learner(small.network(name), torch.zeros(2, *small.SHAPE))
+
+
+def new(name="mlp"):
+    return copy.deepcopy(empty(name))  # captured once
+
+
+def nothing_released(scores, visible, measure, *, correct, allowed):
+    del scores, measure, allowed
+    return Selection(dict(visible), correct, 0)
+
+
+@pytest.mark.parametrize("network", small.NETWORKS)
+@pytest.mark.parametrize("settings", [{"rounds": 1, "finetune_epochs": 0}, {"rounds": 2, "finetune_epochs": 0}, {"rounds": 2}], ids=str)
+def test_the_margin_holds_and_is_told(network, settings, monkeypatch):
+    learner = new(network)
+    for number, margin in enumerate((0.0, 0.05)):
+        watch = Watch(monkeypatch, number)
+        result = learn(learner, watch, f"t{number}", margin=margin, epochs=3, batch_size=60, **settings)
+        # A round of fine-tuning that releases nothing tells too much: the second xfail below.
+        watch.check(learner, result, margin, told="finetune_epochs" in settings)
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize(("rounds", "spoil"), [(1, (1,)), (2, (1,)), (2, (2,)), (2, (1, 2)), (3, (2,)), (3, (1, 2, 3)), (4, (2, 3))])
+def test_the_margin_holds_whatever_fine_tuning_does(rounds, spoil, monkeypatch):
+    learner = new()
+    learn(learner, Watch(monkeypatch, 5), "before")
+    monkeypatch.undo()
+    watch = Watch(monkeypatch, spoil=spoil)
+    watch.check(learner, learn(learner, watch, rounds=rounds), 0.02)
+    assert watch.n_finetuned == rounds
+
+
+def test_the_margin_holds_where_no_new_unit_is_needed(monkeypatch):
+    """The way out on which the reference implementation forgets its margin."""
+    learner = new()
+    learn(learner, Watch(monkeypatch), "first", margin=0.0, epochs=8)
+    monkeypatch.undo()
+    watch = Watch(monkeypatch)
+    result = learn(learner, watch, "the same again", epochs=8)
+    watch.check(learner, result, 0.02)
+    assert sum(result.reused.values()) > 0
+    watch = Watch(monkeypatch)
+    result = learn(learner, watch, "reused units alone", epochs=8, pool=0)
+    watch.check(learner, result, 0.02)
+    assert sum(result.claimed.values()) == 0
+
+
+def test_when_even_the_mildest_pruning_breaks_the_margin_the_whole_pool_is_kept(monkeypatch):
+    real = clnp.pruning.select
+    monkeypatch.setattr(clnp.pruning, "select", lambda scores, visible, _, **settings: real(scores, visible, lambda _: 0, **settings))
+    learner, watch = new(), Watch(monkeypatch)
+    result = learn(learner, watch, finetune_epochs=0, rounds=1, pool=7)
+    watch.check(learner, result, 0.02)
+    assert result.claimed == {"2": 7, "5": 7}
+    assert result.margin_paid == 0
+
+
+def test_a_wide_margin_leaves_one_unit_in_each_group(monkeypatch):
+    result = learn(new("resnet"), Watch(monkeypatch), margin=0.99, epochs=1, finetune_epochs=0, rounds=1)
+    assert set(result.claimed.values()) == {1}
+
+
+def test_a_wider_margin_leaves_more_room(monkeypatch):
+    claimed = []
+    for margin in (0.0, 0.3):
+        watch = Watch(monkeypatch)
+        claimed.append(sum(learn(new(), watch, margin=margin, finetune_epochs=0, epochs=8).claimed.values()))
+        monkeypatch.undo()
+    assert claimed[1] < claimed[0]
+
+
+def test_pruning_alone_leaves_every_surviving_weight_as_it_was_trained(monkeypatch):
+    learner, watch = new(), Watch(monkeypatch)
+    result = learn(learner, watch, finetune_epochs=0, rounds=2, epochs=8)
+    assert 0 < sum(result.claimed.values()) < 18
+    kept = {group: units.nonzero()[:, 0] for group, units in learner.allocation.needed["a"].items()}  # of a pool of the first 10 and 8
+    found = learner.predictor("a").state_dict()
+    trained = watch.unpruned
+    assert torch.equal(found["2.weight"], trained["pool.given.2.weight"][kept["2"]])
+    assert torch.equal(found["5.weight"], trained["pool.pool.5.weight"][kept["5"]][:, kept["2"]])
+    assert torch.equal(found["5.bias"], trained["pool.bias.5.bias"][kept["5"]])
+    assert torch.equal(found["head.weight"], trained["head_pool"][:, kept["5"]])
+
+
+def test_statistics_of_norms_are_those_of_the_network_that_is_committed():
+    learner, ((x, y), validation) = new("vgg"), data(0)
+    settings = {"epochs": 8, "margin": 0.2, "pool": 0.5, "finetune_epochs": 1}
+    assert len(x) <= clnp.training.ESTIMATE_BATCH, "one batch holds them all"
+    result = learner.learn("a", (x, y), validation, config=clnp.LearnConfig(**settings))
+    assert sum(result.claimed.values()) < 14, "something was pruned"
+    network = learner.predictor("a")
+    state = network.state_dict()
+    with torch.no_grad():
+        h = torch.conv2d(x, state["0.weight"], state["0.bias"], padding=1)
+        assert torch.allclose(state["1.running_mean"], h.mean((0, 2, 3)), atol=1e-4)
+        assert torch.allclose(state["1.running_var"], h.transpose(0, 1).flatten(1).var(1), rtol=1e-3)
+        h = torch.nn.functional.batch_norm(h, state["1.running_mean"], state["1.running_var"], state["1.weight"], state["1.bias"])
+        h = torch.conv2d(torch.nn.functional.max_pool2d(torch.relu(h), 2), state["5.weight"], padding=1)
+        assert torch.allclose(state["6.running_mean"], h.mean((0, 2, 3)), atol=1e-4), "the second one reads the pruned first one"
+
+
+def test_what_is_kept_is_closed_over_tasks(monkeypatch):
+    learner = new()
+    for number in range(3):
+        learn(learner, Watch(monkeypatch, number), f"t{number}", pool=4)
+        monkeypatch.undo()
+    allocation = learner.allocation
+    n_read = 0
+    for task in allocation.tasks:
+        for unit in allocation.needed[task]["5"].nonzero()[:, 0].tolist():
+            owner = allocation.tasks[int(allocation.owner["5"][unit])]
+            inputs = allocation.needed[owner]["2"]
+            assert (allocation.needed[task]["2"] | ~inputs).all(), f"{task} reads unit {unit} of {owner} without its inputs"
+            n_read += owner != task
+    assert n_read > 0, "something is reused, or nothing is tested"
+
+
+def test_a_small_validation_set_is_not_the_only_witness(monkeypatch):
+    """Six examples notice little: the margin holds on training examples, too."""
+    (x, y), held_out = data(0)
+    watch = Watch(monkeypatch, validation=(held_out[0][:6], held_out[1][:6]))
+    learner = new()
+    result = learn(learner, watch, epochs=10, finetune_epochs=0, margin=0.02)
+    watch.check(learner, result, 0.02)
+    assert watch.correct_train - correct_of(learner.predict(x, task="a"), y) <= 0.02 * N_TRAIN
+    assert any("finer than one of 6 validation examples" in notice for notice in result.notices)
+
+
+def test_the_order_of_events():
+    events = []
+    learner, (train, validation) = new(), data(0)
+    learner.learn("a", train, validation, config=small.config(epochs=2, rounds=2, finetune_epochs=1), progress=events.append)
+    told = [(e["event"], e["phase"], e.get("round", e.get("epoch"))) for e in events]
+    assert told == [
+        ("epoch", "train", 1),
+        ("epoch", "train", 2),
+        ("phase", "score", 1),
+        ("phase", "select", 1),
+        ("epoch", "finetune", 1),
+        ("phase", "score", 2),
+        ("phase", "select", 2),
+        ("epoch", "finetune", 1),
+        ("phase", "commit", told[-1][2]),
+    ]
+    assert {e["task"] for e in events} == {"a"}
+
+
+@pytest.mark.parametrize("criterion", clnp.CRITERIA)
+def test_every_criterion_keeps_the_margin_and_frees_something(criterion, monkeypatch):
+    learner, watch = new("vgg"), Watch(monkeypatch)
+    result = learn(learner, watch, criterion=criterion, margin=0.1, batch_size=60)
+    watch.check(learner, result, 0.1)
+    assert sum(result.claimed.values()) < 15
+
+
+# ---- what is broken, see the report
+
+
+@pytest.mark.xfail(
+    strict=True, reason="a round that releases nothing fine-tunes the unpruned network itself, and `continue` leaves it spoiled"
+)
+@pytest.mark.parametrize(("rounds", "spoil"), [(2, (1,)), (2, (1, 2)), (3, (1, 2))])
+def test_the_margin_holds_when_nothing_is_released_and_fine_tuning_fails(rounds, spoil, monkeypatch):
+    monkeypatch.setattr(clnp.pruning, "select", nothing_released)
+    learner, watch = new(), Watch(monkeypatch, spoil=spoil)
+    watch.check(learner, learn(learner, watch, rounds=rounds), 0.02)
+
+
+@pytest.mark.xfail(strict=True, reason="_commit tells the fine-tuned network's accuracy as that of the unpruned one: they are one object")
+def test_what_the_unpruned_network_answered_is_told_when_nothing_is_released(monkeypatch):
+    monkeypatch.setattr(clnp.pruning, "select", nothing_released)
+    learner, watch = new(), Watch(monkeypatch)
+    watch.check(learner, learn(learner, watch, rounds=1, epochs=1, finetune_epochs=8, margin=0.02), 0.02)
+
+
+def test_when_nothing_is_released_and_the_only_fine_tuning_fails_the_network_is_put_back(monkeypatch):
+    monkeypatch.setattr(clnp.pruning, "select", nothing_released)
+    learner, watch = new(), Watch(monkeypatch, spoil=(1,))
+    watch.check(learner, learn(learner, watch, rounds=1), 0.02)
+
+
+# ---- what else is broken in learning a task, see the report
+
+
+def linear_task(n=100, dtype=torch.float32):
+    x = torch.randn(n, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return x, (x[:, 0] > 0).long()
+
+
+def learn_linear(net, examples=None, *, train=None, **settings):
+    examples = examples or linear_task()
+    learner = clnp.Learner(net, examples[0][:2] * 0)
+    config = clnp.LearnConfig(**{"epochs": 1, "finetune_epochs": 0, "batch_size": 32, "pool": 0.5, **settings})
+    return learner, learner.learn("a", train or examples, examples, config=config)
+
+
+@pytest.mark.xfail(strict=True, raises=KeyError, reason="wiring.parameters lacks what the forward pass does not use; narrow looks it up")
+def test_a_network_with_an_unused_layer_can_learn():
+    learn_linear(Net(lambda n, x: n.a(x), a=nn.Linear(8, 6), auxiliary=nn.Linear(8, 6)))
+
+
+@pytest.mark.xfail(strict=True, reason="without any unit torch.cat gets an empty list: a raw RuntimeError, not an error of this library")
+def test_a_trunk_without_units_is_refused():
+    with pytest.raises(clnp.ClnpError):
+        learn_linear(nn.Flatten())
+
+
+@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="heads are float32 whatever the network is")
+def test_a_network_in_double_precision_is_learned_or_refused():
+    try:
+        learn_linear(nn.Linear(8, 6).double(), linear_task(dtype=torch.float64))
+    except clnp.ClnpError:
+        return
+
+
+@pytest.mark.xfail(strict=True, raises=(RuntimeError, AssertionError), reason="torch's own error: the device is not validated")
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(device):
+    with pytest.raises(clnp.ConfigError):
+        learn_linear(nn.Linear(8, 6), device=device)
+
+
+@pytest.mark.xfail(strict=True, raises=AttributeError, reason="name.isprintable() of what is not text")
+def test_a_name_that_is_not_text_is_refused():
+    with pytest.raises(clnp.TaskError):
+        new().learn(5, *data(0))
+
+
+@pytest.mark.xfail(strict=True, reason="only parameters are checked: variances overflow to inf, and the committed predictor answers NaN")
+def test_a_predictor_that_answers_nan_is_never_committed():
+    x, y = linear_task()
+    with pytest.raises((clnp.TrainingError, clnp.DataError)):
+        learn_linear(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU()), (x * 1e25, y))
+
+
+class Examples(torch.utils.data.Dataset):
+    def __len__(self):
+        return 97
+
+    def __getitem__(self, place):
+        x, y = linear_task()
+        return x[place], int(y[place])
+
+
+@pytest.mark.xfail(
+    strict=True, raises=ValueError, reason="the loader made for a Dataset keeps a last batch of one; tensors drop it: drop_last"
+)
+def test_a_dataset_whose_last_batch_is_one_example_can_be_learned():
+    learn_linear(nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6)), train=Examples())
+
+
+@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="add_l1_ of no weight at all: torch._foreach_sign([])")
+def test_a_single_head_on_reused_units_alone():
+    learner, _ = learn_linear(nn.Linear(8, 6), head="single")
+    learner.learn("b", linear_task(), linear_task(), config=clnp.LearnConfig(head="single", pool=0, epochs=1, finetune_epochs=0))
+
+
+@pytest.mark.xfail(strict=True, reason="the order of a DataLoader without a generator moves the sample on which norms are estimated")
+def test_the_seed_decides_with_a_users_loader_too():
+    logits = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        learner, ((x, y), validation) = new("vgg"), data(0)
+        loader = DataLoader(TensorDataset(x, y), batch_size=32, shuffle=True)
+        learner.learn("a", loader, validation, config=small.config())
+        logits.append(learner.predict(x, task="a"))
+    assert logits[0].shape == logits[1].shape
+    assert torch.equal(*logits)
+
+
+@pytest.mark.xfail(strict=True, reason="without_head compares at the example alone: at zeros `+ x.mean()` is not seen")
+def test_a_head_after_which_something_follows_is_refused_at_zeros_too():
+    net = Net(lambda n, x: n.fc(torch.relu(n.a(x))) + x.mean(1, keepdim=True), a=nn.Linear(8, 6), fc=nn.Linear(6, 2))
+    with pytest.raises(clnp.WiringError):
+        clnp.Learner(net, torch.zeros(2, 8), head="fc")
+
+
+@pytest.mark.xfail(strict=True, raises=(RuntimeError, AttributeError), reason="raw errors of torch or Python at the public boundary")
+@pytest.mark.parametrize(
+    ("net", "example", "head"),
+    [
+        (lambda: nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)), torch.zeros(2, 9), "1"),
+        (lambda: Net(lambda n, x: {"logits": n.a(x)}, a=nn.Linear(8, 6)), torch.zeros(2, 8), None),
+        (lambda: nn.Linear(8, 6), [0.0] * 8, None),
+    ],
+    ids=["another shape and a head", "a dictionary", "no tensor"],
+)
+def test_what_cannot_be_a_learner_is_refused(net, example, head):
+    with pytest.raises(clnp.ClnpError):
+        clnp.Learner(net(), example, head=head)

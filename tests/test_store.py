@@ -1,0 +1,384 @@
+"""A learner on disk: bit for bit, appended to and never rewritten, verified when it is read."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import hashlib
+import json
+import pickle
+import random
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import clnp
+import clnp.store
+import small
+from test_wiring import Net
+
+SETTINGS = {"epochs": 2, "finetune_epochs": 0, "rounds": 1, "batch_size": 32, "margin": 0.05, "pool": 0.4}
+X = small.task(0, 40)[0]
+
+
+def learn(learner, name, number=0, **settings):
+    x, y = small.task(number)
+    return learner.learn(name, (x[:180], y[:180]), (x[180:], y[180:]), config=clnp.LearnConfig(**{**SETTINGS, **settings}))
+
+
+@functools.cache
+def empty(network, seed):
+    return clnp.Learner(small.network(network), torch.zeros(2, *small.SHAPE), seed=seed)
+
+
+def learned(network, tasks, seed=0):
+    learner = copy.deepcopy(empty(network, seed))  # captured once
+    for number, (name, config) in enumerate(tasks.items()):
+        learn(learner, name, number, **config)
+    return learner
+
+
+def load(directory, network="mlp", seed=77):
+    return clnp.Learner.load(directory, small.network(network, seed))
+
+
+@pytest.fixture(scope="module")
+def original():
+    return learned("mlp", {"one": {}, "two": {"private": True}, "three": {"head": "single"}})
+
+
+@pytest.fixture
+def saved(original, tmp_path):
+    original.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def assert_same(one, two):
+    assert one.tasks == two.tasks
+    assert one.seed == two.seed
+    for group in one.allocation.owner:
+        assert torch.equal(one.allocation.owner[group], two.allocation.owner[group])
+    for task in one.tasks:
+        a, b = one._records[task], two._records[task]
+        assert (a.n_classes, a.head, a.private) == (b.n_classes, b.head, b.private)
+        assert torch.equal(a.weight, b.weight)
+        assert torch.equal(a.bias, b.bias)
+        assert all(torch.equal(one.allocation.needed[task][group], two.allocation.needed[task][group]) for group in one.allocation.owner)
+        assert torch.equal(one.predict(X, task=task), two.predict(X, task=task))
+        tensors = two.predictor(task).state_dict()
+        assert all(torch.equal(value, tensors[key]) for key, value in one.predictor(task).state_dict().items())
+
+
+HISTORIES = {
+    "mlp": {"a": {}, "b": {"private": True}, "c": {"reuse": False}, "d": {}},
+    "vgg": {"a": {"head": "single"}, "b": {"head": "single", "private": True}, "c": {}},
+    "resnet": {"a": {}, "b": {"head": "single"}},
+}
+
+
+@pytest.mark.parametrize("network", HISTORIES)
+def test_what_is_loaded_is_what_was_saved_and_learns_on_alike(network, tmp_path):
+    learner = learned(network, HISTORIES[network], seed=5)
+    before = copy.deepcopy(learner._state)
+    learner.save(str(tmp_path / "deep" / "model"))
+    assert all(torch.equal(before[key], value) for key, value in learner._state.items())
+    found = load(tmp_path / "deep" / "model", network)
+    assert_same(learner, found)
+    assert found.capacity() == learner.capacity()
+    one, two = learn(learner, "next", 7, head="single"), learn(found, "next", 7, head="single")
+    assert (one.claimed, one.reused, one.accuracy) == (two.claimed, two.reused, two.accuracy)
+    assert_same(learner, found)
+
+
+def test_a_learner_without_tasks_can_be_saved(tmp_path):
+    clnp.Learner(small.network("mlp"), torch.zeros(2, *small.SHAPE), seed=3).save(tmp_path)
+    found = load(tmp_path)
+    assert (found.tasks, found.seed) == ((), 3)
+    assert learn(found, "first").task == "first"
+
+
+def test_the_head_is_remembered(tmp_path):
+    model = nn.Sequential(small.network("mlp"), nn.Linear(16, 3))
+    learner = clnp.Learner(model, torch.zeros(2, *small.SHAPE), head="1")
+    learn(learner, "a")
+    learner.save(tmp_path)
+    assert_same(learner, clnp.Learner.load(tmp_path, nn.Sequential(small.network("mlp", 8), nn.Linear(16, 3))))
+
+
+def stamps(directory):
+    return {
+        str(path.relative_to(directory)): (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_committed_files_are_written_once(tmp_path):
+    learner = learned("vgg", {"a": {}})
+    learner.save(tmp_path)
+    before = stamps(tmp_path)
+    assert set(before) == {"model.json", "constants.safetensors", "tasks/000.safetensors"}
+    learn(learner, "b", 1)
+    learner.save(tmp_path)
+    learn(learner, "c", 2)
+    learner.save(tmp_path)
+    after = stamps(tmp_path)
+    assert set(after) == {*before, "tasks/001.safetensors", "tasks/002.safetensors"}, "and nothing else is left"
+    assert after["tasks/000.safetensors"] == before["tasks/000.safetensors"]
+    found = load(tmp_path, "vgg")
+    learn(found, "d", 3)
+    found.save(tmp_path)
+    assert all(stamps(tmp_path)[f"tasks/00{n}.safetensors"] == after[f"tasks/00{n}.safetensors"] for n in range(3))
+    assert load(tmp_path, "vgg").tasks == ("a", "b", "c", "d")
+
+
+def test_a_task_file_holds_the_claimed_rows_alone(original, saved):
+    for number, task in enumerate(original.tasks):
+        tensors = load_file(saved / "tasks" / f"00{number}.safetensors")
+        owner, needed = original.allocation.owner, original.allocation.needed[task]
+        mine = {group: owner[group] == number for group in owner}
+        assert torch.equal(tensors["rows/2.weight"], original._state["2.weight"][mine["2"]])
+        assert torch.equal(tensors["rows/5.weight"], original._state["5.weight"][mine["5"]][:, needed["2"]])
+        assert tensors["claimed/5"].tolist() == mine["5"].nonzero()[:, 0].tolist()
+        assert tensors["needed/5"].tolist() == needed["5"].nonzero()[:, 0].tolist()
+
+
+def test_the_directory_of_another_learner_is_refused_and_left_alone(original, saved):
+    before = stamps(saved)
+    others = [
+        learned("mlp", {"one": {}}, seed=9),
+        learned("mlp", {"uno": {}}),
+        learned("vgg", {"one": {}, "two": {}, "three": {}, "four": {}}),
+    ]
+    fewer = learned("mlp", {"one": {}})
+    for other in (*others, fewer):
+        with pytest.raises(clnp.StoreError, match="it holds another learner, whose tasks differ"):
+            other.save(saved)
+        assert stamps(saved) == before
+    original.save(saved)
+
+
+# ---- damage
+
+
+def damage(kind, content, rng):
+    if kind == "flipped":
+        place = rng.randrange(len(content))
+        return content[:place] + bytes([content[place] ^ 1 << rng.randrange(8)]) + content[place + 1 :]
+    if kind == "truncated":
+        return content[: rng.randrange(len(content))]
+    return {"empty": b"", "longer": content + b"\0", "zeroed": bytes(len(content)), "a pickle": pickle.dumps({"a": 1})}[kind]
+
+
+KINDS = ["flipped", "truncated", "empty", "longer", "zeroed", "a pickle"]
+FILES = ["constants.safetensors", "tasks/000.safetensors", "tasks/001.safetensors", "tasks/002.safetensors"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("file", [*FILES, "model.json"])
+def test_a_damaged_file_is_refused_by_name(file, kind, original, saved):
+    if (file, kind) == ("model.json", "flipped"):
+        return  # an xfail below
+    rng, content = random.Random(kind + file), (saved / file).read_bytes()
+    for _ in range(60 if kind in ("flipped", "truncated") else 1):
+        damaged = damage(kind, content, rng)
+        if file == "model.json" and damaged.strip(b"\0 \n") == content.strip():
+            continue
+        (saved / file).write_bytes(damaged)
+        with pytest.raises(clnp.StoreError) as caught:
+            clnp.store.read(saved, original.wiring)
+        assert str(saved / file) in str(caught.value), str(caught.value)
+    (saved / file).write_bytes(content)
+    assert_same(original, load(saved))
+
+
+@pytest.mark.parametrize("file", [*FILES, "model.json"])
+def test_a_missing_file_is_refused_by_name(file, saved):
+    (saved / file).unlink()
+    with pytest.raises(clnp.StoreError, match=file.split("/")[-1].replace(".", r"\.")):
+        load(saved)
+
+
+def test_swapped_files_are_refused(saved):
+    one, two = (saved / file for file in FILES[1:3])
+    a, b = one.read_bytes(), two.read_bytes()
+    one.write_bytes(b)
+    two.write_bytes(a)
+    with pytest.raises(clnp.StoreError, match=r"000\.safetensors"):
+        load(saved)
+
+
+def forge(saved, change, number=0):
+    """Change a task's file and write down its new hash, as one who knows the format would."""
+    file = saved / "tasks" / f"00{number}.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)
+    description = json.loads((saved / "model.json").read_text())
+    description["tasks"][number]["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    (saved / "model.json").write_text(json.dumps(description))
+
+
+def fill(key, value):
+    def change(tensors):
+        tensors[key] = torch.full_like(tensors[key], value)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (fill("rows/2.weight", float("nan")), "NaN or infinite"),
+        (fill("head.bias", float("inf")), "NaN or infinite"),
+        (fill("claimed/2", 99), "do not fit the tasks before it"),
+        (fill("needed/5", -1), "do not fit the tasks before it"),
+        (lambda t: t.pop("rows/5.bias"), r"expected other tensors \(rows/5.bias\)"),
+        (lambda t: t.update(extra=torch.zeros(1)), r"expected other tensors \(extra\)"),
+        (lambda t: t.update({"claimed/2": t["claimed/2"][:-1].clone()}), "do not fit"),
+    ],
+)
+def test_content_that_cannot_be_is_refused_even_with_a_right_hash(change, message, saved):
+    forge(saved, change)
+    with pytest.raises(clnp.StoreError, match=message) as caught:
+        load(saved)
+    assert "000.safetensors" in str(caught.value)
+
+
+def edit(saved, **changes):
+    description = json.loads((saved / "model.json").read_text())
+    (saved / "model.json").write_text(json.dumps({**description, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": 2}, "expected format 1, found 2. Install the clnp version that wrote it"),
+        ({"dtype": "load"}, "no such dtype: 'load'"),
+        ({"surprise": 1}, "it is damaged"),
+        (
+            {"tasks": [{"name": "a", "file": "../../evil.safetensors", "sha256": "", "n_classes": 2, "head": "multi", "private": False}]},
+            "damaged",
+        ),
+        ({"groups": {"2": 20, "5": 17}}, "made with another network"),
+        ({"graph": "0" * 64}, "made with another network"),
+        ({"seed": "0"}, "damaged"),
+    ],
+    ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
+)
+def test_a_description_that_cannot_be_is_refused(changes, message, saved):
+    edit(saved, **changes)
+    with pytest.raises(clnp.StoreError, match=message):
+        load(saved)
+
+
+def test_another_network_is_refused(saved):
+    class Wider(nn.Sequential):
+        pass
+
+    wider = nn.Sequential(
+        nn.Flatten(), nn.Dropout(0.1), nn.Linear(64, 21), nn.ReLU(), nn.Dropout(0.1), nn.Linear(21, 16), nn.Tanh(), nn.Dropout(0.1)
+    )
+    other = small.network("mlp")
+    other[3] = nn.Tanh()
+    for model in (wider, other, small.network("vgg"), Wider(*small.network("mlp"), nn.ReLU())):
+        with pytest.raises(clnp.StoreError, match=r"made with another network\. Expected groups .* Pass the network that it was made with"):
+            clnp.Learner.load(saved, model)
+
+
+def test_what_is_no_model_directory_is_refused(tmp_path):
+    with pytest.raises(clnp.StoreError, match=r"there is no such directory\. Pass a directory that Learner\.save wrote"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(clnp.StoreError, match=r"it holds no model\.json"):
+        load(tmp_path)
+    (tmp_path / "file").write_text("a file")
+    learner = clnp.Learner(small.network("mlp"), torch.zeros(2, *small.SHAPE))
+    for directory in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(clnp.StoreError, match="cannot save the model to"):
+            learner.save(directory)
+
+
+def test_a_crash_while_saving_leaves_what_was_there(original, tmp_path, monkeypatch):
+    learned("mlp", {"one": {}}).save(tmp_path / "before")
+    real, stop = clnp.store.write_atomic, 0
+    while True:
+        directory = tmp_path / f"crash-{stop}"
+        shutil.copytree(tmp_path / "before", directory)
+        left = iter(range(stop))
+
+        def crash(path, content, left=left):
+            if next(left, None) is None:
+                raise OSError(28, "No space left on device")
+            real(path, content)
+
+        monkeypatch.setattr(clnp.store, "write_atomic", crash)
+        crashed = False
+        with contextlib.suppress(clnp.StoreError):
+            crashed = True
+            original.save(directory)
+            crashed = False
+        monkeypatch.undo()
+        assert load(directory).tasks == (("one",) if crashed else original.tasks)
+        original.save(directory)
+        assert_same(original, load(directory))
+        if not crashed:
+            break
+        stop += 1
+    assert stop >= 3, "two tasks and the description were written"
+
+
+def test_a_full_disk_is_told(original, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(clnp.store, "write_atomic", full)
+    with pytest.raises(clnp.StoreError, match=r"cannot save the model to .* No space left on device"):
+        original.save(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc/passwd", "a/b", "C:\\x", "Aufgabe ß 任务", '"quoted": 1', "..", "model.json", "x" * 200])
+def test_no_path_comes_from_a_task_name(name, tmp_path):
+    directory = tmp_path / "one" / "two" / "model"
+    learner = learned("mlp", {name: {"epochs": 1}})
+    learner.save(directory)
+    everything = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    root = "one/two/model/"
+    assert everything == {f"{root}model.json", f"{root}constants.safetensors", f"{root}tasks/000.safetensors"}
+    assert load(directory).tasks == (name,)
+
+
+# ---- what is broken, see the report
+
+
+@pytest.mark.xfail(strict=True, reason="nothing vouches for model.json itself: names, heads, seed and classes change unseen")
+@pytest.mark.parametrize(
+    ("old", "new"), [('"one"', '"ona"'), ('"single"', '"sinfle"'), ('"seed": 0', '"seed": 1'), ('"n_classes": 3', '"n_classes": 1')]
+)
+def test_a_flipped_bit_in_the_description_is_refused(old, new, saved):
+    text = (saved / "model.json").read_text()
+    assert text.count(old)
+    (saved / "model.json").write_text(text.replace(old, new, 1))
+    with pytest.raises(clnp.StoreError, match=r"model\.json"):
+        load(saved)
+
+
+@pytest.mark.xfail(strict=True, raises=clnp.StoreError, reason="describe() takes the first '\"format\": n' of the text: that of the group")
+def test_a_layer_may_be_called_format(tmp_path):
+    def make():
+        net = nn.Sequential(nn.Flatten())
+        net.add_module("format", nn.Linear(64, 8))
+        return net
+
+    learner = clnp.Learner(make(), torch.zeros(2, *small.SHAPE))
+    learner.save(tmp_path)
+    clnp.Learner.load(tmp_path, make())
+
+
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="safetensors refuses views: constants must be made contiguous, as rows are")
+def test_a_transposed_buffer_can_be_saved(tmp_path):
+    net = Net(lambda n, x: n.a((x * n.mask).flatten(1)), a=nn.Linear(64, 8), mask=torch.rand(8, 8).t())
+    clnp.Learner(net, torch.zeros(2, *small.SHAPE)).save(tmp_path)

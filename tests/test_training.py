@@ -1,0 +1,394 @@
+"""The plain loops: each against a loop one can read, or against a number one can compute by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from clnp import training
+from clnp.config import LearnConfig
+from clnp.errors import DataError, TrainingError
+from clnp.sources import StreamExamples, TensorExamples
+from clnp.split import Head, split
+from clnp.wiring import trace
+from test_narrow import state_of
+
+CPU = torch.device("cpu")
+N = 60
+
+
+def trunk(*, norm=True, dropout=0.2):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3),
+        nn.BatchNorm2d(6) if norm else nn.Identity(),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.Conv2d(6, 5, 3),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+    )
+
+
+def make(net=None, claimed=(0, 1, 6), pool=(2, 3, 4, 7, 8, 9)):
+    if net is None:
+        net = trunk()
+        net[4].weight.data[0, 1:] = 0  # unit 6 was trained to read unit 0 alone
+    wiring = trace(net, torch.zeros(2, 1, 8, 8))
+    units = torch.zeros(2, wiring.n_units, dtype=torch.bool)
+    units[0][list(claimed)] = units[1][list(pool)] = True
+    torch.manual_seed(1)
+    head = Head(torch.randn(3, len(wiring.features)) * 0.1, torch.zeros(3))
+    return split(wiring, {key: tensor.detach() for key, tensor in state_of(net).items()}, *units, head)
+
+
+@pytest.fixture
+def data():
+    generator = torch.Generator().manual_seed(2)
+    y = torch.arange(N) % 3
+    return TensorExamples(torch.randn(3, 1, 8, 8, generator=generator)[y] + torch.randn(N, 1, 8, 8, generator=generator) * 0.5, y)
+
+
+def learn(network, train, kept=None, **settings):
+    config = LearnConfig(**{"batch_size": 16, "epochs": 2, **{k: v for k, v in settings.items() if k in LearnConfig.model_fields}})
+    other = {
+        "place": (0, "here"),
+        "lr": config.lr,
+        "l1": config.l1,
+        **{k: v for k, v in settings.items() if k not in LearnConfig.model_fields},
+    }
+    training.fit(network, train, kept, config, phase="train", epochs=config.epochs, n_classes=3, task="a", **other)
+    return network
+
+
+def parameters(network):
+    return torch.cat([p.detach().flatten() for p in network.parameters()])
+
+
+# ---- loss, gradient, optimizer
+
+
+def test_the_l1_gradient_is_the_sign():
+    weights = [nn.Parameter(torch.tensor([[2.0, -3.0, 0.0]])), nn.Parameter(torch.tensor([[1.0]])), nn.Parameter(torch.ones(1, 1))]
+    (weights[0].sum() * 5 + weights[1].sum()).backward()  # the third gets no gradient
+    training.add_l1_(weights, 0.25)
+    assert weights[0].grad.tolist() == [[5.25, 4.75, 5.0]]
+    assert weights[1].grad.tolist() == [[1.25]]
+    assert weights[2].grad is None
+
+
+def test_one_step_of_sgd_is_the_loss_and_the_penalty_and_nothing_else(data):
+    network = make(trunk(dropout=0.0))
+    network.train()
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    x, y = data.x[:16], data.y[:16]
+    loss = F.cross_entropy(network(x), y) + 0.03 * sum(p.abs().sum() for p in network.parameters() if p.dim() > 1)
+    gradients = dict(zip(before, torch.autograd.grad(loss, list(network.parameters())), strict=True))
+    step = make(trunk(dropout=0.0))
+    learn(step, TensorExamples(x, y), optimizer="sgd", momentum=0.0, lr=0.1, l1=0.03, schedule="constant", epochs=1)
+    for name, p in step.named_parameters():
+        assert torch.allclose(p, before[name] - 0.1 * gradients[name], atol=1e-5), name
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_the_optimizer_is_the_one_that_was_asked_for(optimizer):
+    parameter = nn.Parameter(torch.ones(2))
+    config = LearnConfig(optimizer=optimizer, momentum=0.7, weight_decay=0.3)
+    made = training.make_optimizer([parameter], config, 0.01)
+    assert type(made).__name__.lower() == optimizer
+    (group,) = made.param_groups
+    assert (group["lr"], group["weight_decay"]) == (0.01, 0.3)
+    assert group["momentum"] == 0.7 if optimizer == "sgd" else group["betas"] == (0.7, 0.999)
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 40])
+@pytest.mark.parametrize("schedule", ["one-cycle", "cosine", "constant"])
+def test_schedules_peak_at_the_learning_rate(schedule, n_steps):
+    config = LearnConfig(schedule=schedule)
+    optimizer = training.make_optimizer([nn.Parameter(torch.ones(1))], config, 0.1)
+    course = training.make_schedule(optimizer, config, 0.1, n_steps)
+    rates = []
+    for _ in range(n_steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        course.step()
+    assert max(rates) <= 0.1 + 1e-12
+    if schedule == "constant":
+        assert rates == [0.1] * n_steps
+    elif schedule == "cosine":
+        assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * step / n_steps)) for step in range(n_steps)])
+    elif n_steps == 40:
+        peak = rates.index(max(rates))
+        assert rates[0] == pytest.approx(0.004)
+        assert rates[peak] == pytest.approx(0.1, rel=0.01)
+        assert 4 <= peak <= 8
+        assert rates[peak:] == sorted(rates[peak:], reverse=True)
+        assert rates[-1] < 0.003
+
+
+def test_only_what_is_given_to_the_optimizer_moves(data):
+    network = make()
+    before = {key: value.clone() for key, value in network.claimed.state_dict().items()}
+    start = parameters(network)
+    learn(network, data, optimizer="adamw", weight_decay=0.5)
+    assert all(torch.equal(before[key], value) for key, value in network.claimed.state_dict().items())
+    assert not torch.equal(parameters(network), start)
+    assert not network.training
+
+
+# ---- order and noise
+
+
+def test_a_run_is_a_pure_function_of_its_place(data):
+    torch.manual_seed(1)
+    one = parameters(learn(make(), data))
+    torch.manual_seed(2)
+    state = torch.random.get_rng_state()
+    assert torch.equal(one, parameters(learn(make(), data)))
+    assert not torch.equal(one, parameters(learn(make(), data, place=(1, "here"))))
+    torch.manual_seed(2)
+    assert torch.equal(state, torch.random.get_rng_state()), "and draws nothing from the global generator"
+
+
+def test_every_epoch_has_an_order_and_a_noise_of_its_own(data, monkeypatch):
+    orders, noises = [], []
+    real = F.cross_entropy
+
+    def watched(logits, y):
+        orders.append(tuple(y.tolist()))
+        noises.append(tuple(logits.flatten().tolist()))
+        return real(logits, y)
+
+    monkeypatch.setattr(F, "cross_entropy", watched)
+    learn(make(), TensorExamples(data.x, torch.arange(N) % 3), epochs=2, batch_size=20, lr=1e-12)
+    assert len(orders) == 6
+    assert orders[:3] != orders[3:]
+    learn(make(), TensorExamples(data.x[:1].expand(N, 1, 8, 8), data.y * 0), epochs=2, batch_size=20, lr=1e-12)
+    assert noises[6] != noises[9], "dropout draws anew, not the same again"
+
+
+def test_progress_tells_every_epoch(data):
+    events = []
+    learn(make(trunk(dropout=0.0)), data, epochs=3, batch_size=20, lr=1e-9, progress=events.append)
+    assert [(e["event"], e["task"], e["phase"], e["epoch"], e["epochs"]) for e in events] == [
+        ("epoch", "a", "train", n, 3) for n in (1, 2, 3)
+    ]
+    network = make(trunk(dropout=0.0)).train()
+    assert events[0]["loss"] == pytest.approx(F.cross_entropy(network(data.x), data.y).item(), rel=0.2)
+    assert set(events[0]) == {"event", "task", "phase", "epoch", "epochs", "loss"}
+
+
+# ---- patience
+
+
+def test_patience_stops_and_puts_the_best_epoch_back(data):
+    network, seen, counts = make(), [], iter([3, 7, 5, 6, 99])
+
+    def validation():
+        seen.append({key: value.clone() for key, value in network.state_dict().items()})
+        return next(counts)
+
+    learn(network, data, epochs=5, patience=2, validation=validation)
+    assert len(seen) == 4, "two epochs without a better one are the end"
+    assert all(torch.equal(seen[1][key], value) for key, value in network.state_dict().items()), "statistics of norms, too"
+    assert any(not torch.equal(seen[3][key], value) for key, value in network.state_dict().items())
+
+
+def test_a_tie_is_no_improvement_and_zero_correct_is_a_beginning(data):
+    for counts, n_epochs in (([4, 4, 9], 2), ([0, 1, 1], 3)):
+        calls = iter(counts)
+        seen = []
+        learn(make(), data, epochs=3, patience=1, validation=lambda calls=calls, seen=seen: seen.append(0) or next(calls))
+        assert len(seen) == n_epochs
+
+
+def test_without_patience_nobody_is_asked(data):
+    learn(make(), data, validation=lambda: pytest.fail("asked"))
+
+
+# ---- what goes wrong
+
+
+def test_a_loss_that_is_not_finite_ends_the_task(data):
+    for x in (data.x * float("nan"), data.x * 1e38 * 1e38):
+        with pytest.raises(
+            TrainingError, match=r"learning task 'a' was abandoned in epoch 1 of phase 'train': the loss became NaN or infinite"
+        ):
+            learn(make(), TensorExamples(x, data.y))
+
+
+def test_a_weight_that_is_not_finite_ends_the_task(data):
+    with pytest.raises(TrainingError, match="a weight became NaN or infinite"):
+        learn(make(), TensorExamples(data.x[:16], data.y[:16]), optimizer="sgd", lr=1e38, weight_decay=1e30, epochs=1, schedule="constant")
+
+
+def test_labels_of_a_stream_are_checked_batch_by_batch(data):
+    loader = DataLoader(TensorDataset(data.x, torch.where(torch.arange(N) == 50, 3, data.y)), batch_size=16)
+    with pytest.raises(DataError, match="training data of task 'a': expected labels 0 to 2, found 3"):
+        learn(make(), StreamExamples(loader))
+
+
+def test_a_stream_without_a_length_can_be_learned(data):
+    class Endless:
+        def __iter__(self):
+            return iter([(data.x[:16], data.y[:16])] * 3)
+
+    start = parameters(make())
+    assert not torch.equal(parameters(learn(make(), StreamExamples(Endless()))), start)
+    assert training.steps_per_epoch(StreamExamples(Endless()), 16) == 1000
+    assert training.steps_per_epoch(StreamExamples(DataLoader(TensorDataset(data.x), batch_size=16)), 99) == 4
+    assert training.steps_per_epoch(data, 16) == 3
+    assert training.steps_per_epoch(data, 100) == 1
+
+
+def test_threads_are_put_back():
+    before = torch.get_num_threads()
+    with training.threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    with training.threads(None):
+        assert torch.get_num_threads() == before
+
+    def fail():
+        with training.threads(before + 2):
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
+    assert torch.get_num_threads() == before
+
+
+# ---- kept values
+
+
+def test_kept_values_are_those_of_the_claimed_graph(data, monkeypatch):
+    monkeypatch.setattr("clnp.training.EVALUATION_BATCH", 7)
+    network = make()
+    kept = training.kept_values(network, data, 1000, CPU)
+    whole = network.claimed_values(data.x)
+    assert [value.shape for value in kept] == [value.shape for value in whole]
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(kept, whole, strict=True))
+    for x, _, meets in training.batches(data, kept, 16, CPU, torch.Generator().manual_seed(0)):
+        with torch.no_grad():
+            assert torch.allclose(network.eval()(x, meets), network(x), atol=1e-5), "the values of these very examples"
+
+
+def test_kept_values_keep_within_their_limit(data):
+    network = make()
+    size = sum(value.numel() * value.element_size() for value in network.claimed_values(data.x))
+    assert size < 2**20
+    assert training.kept_values(network, data, 1, CPU) is not None
+    assert training.kept_values(network, data, 0, CPU) is None
+    assert training.kept_values(network, StreamExamples([]), 1000, CPU) is None
+    assert training.kept_values(make(claimed=()), data, 0, CPU) == ()
+    assert [meets for *_, meets in training.batches(data, None, 30, CPU)] == [None, None]
+
+
+def test_learning_with_and_without_kept_values_is_the_same(data):
+    network = make()
+    kept = learn(network, data, kept=training.kept_values(network, data, 1000, CPU))
+    anew = learn(make(), data)
+    assert torch.allclose(parameters(kept), parameters(anew), atol=1e-4)
+
+
+def test_kept_values_can_be_cut_to_a_smaller_network(data):
+    network = make()
+    kept = training.kept_values(network, data, 1000, CPU)
+    for claimed, pool in (((0, 6), (3, 4, 9)), ((1,), (2, 7)), ((), (2, 7))):
+        smaller = make(claimed=claimed, pool=pool)
+        cut = training.narrow_kept(kept, network, smaller)
+        assert [value.shape for value in cut] == [value.shape for value in smaller.claimed_values(data.x)]
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(cut, smaller.claimed_values(data.x), strict=True))
+    assert training.narrow_kept(None, network, network) is None
+
+
+# ---- measuring
+
+
+@pytest.mark.parametrize("n", [1, 59, 60])
+def test_correct_answers_are_counted(data, n, monkeypatch):
+    monkeypatch.setattr("clnp.training.EVALUATION_BATCH", 16)
+    part = TensorExamples(data.x[:n], data.y[:n])
+    network = make().train()
+    with torch.no_grad():
+        expected = int((network.eval()(part.x).argmax(1) == part.y).sum())
+    network.train()
+    assert training.n_correct(network, part) == expected
+    assert training.n_correct(network, part, training.kept_values(network, part, 1000, CPU)) == expected
+    assert not network.training
+
+
+@pytest.mark.parametrize(("n", "sizes"), [(60, [16, 16, 16]), (48, [16, 16, 16]), (10, [10])])
+def test_statistics_are_estimated_as_the_mean_over_batches(data, n, sizes, monkeypatch):
+    monkeypatch.setattr("clnp.training.ESTIMATE_BATCH", 16)
+    network = make().eval()
+    part = data.first(n)
+    with torch.no_grad():
+        h = trunk()[0](part.x)[:, [2, 3, 4]]
+    expected = [h[sum(sizes[:i]) : sum(sizes[: i + 1])] for i in range(len(sizes))]
+    for kept in (None, training.kept_values(network, part, 1000, CPU)):
+        training.estimate_norms_(network, part, kept)
+        (norm,) = network.norms
+        assert torch.allclose(norm.mean, torch.stack([e.mean((0, 2, 3)) for e in expected]).mean(0), atol=1e-5)
+        assert torch.allclose(norm.var, torch.stack([e.var((0, 2, 3)) for e in expected]).mean(0), atol=1e-5)
+        assert not norm.estimating
+        norm.mean.fill_(9)
+
+
+def naive_activities(net, x):
+    """Mean of |a|, of a != 0, and standard deviation over examples and positions: what the second layer and the head read."""
+    with torch.no_grad():
+        hidden = net[:4].eval()(x)
+        features = net.eval()(x).unflatten(1, (5, 4)).unsqueeze(3)
+    both = torch.cat([hidden.transpose(0, 1).flatten(1).t(), torch.zeros(0, 6)]), features.transpose(0, 1).flatten(1).t()
+    return [(a.abs().mean(0), (a != 0).float().mean(0), a.std(0, correction=0)) for a in both]
+
+
+def measured(net, x, visible, free, head):
+    wiring = trace(net, x[:2])
+    return training.activities(
+        wiring, {k: v.detach() for k, v in state_of(net).items()}, visible, head, TensorExamples(x, torch.zeros(len(x))), free
+    )
+
+
+def test_activities_are_means_over_examples_and_positions(data):
+    net = trunk()
+    everything = torch.ones(11, dtype=torch.bool)
+    found = measured(net, data.x, everything, everything, torch.ones(3, 20))
+    assert [units.tolist() for units, _ in found] == [list(range(6)), list(range(6, 11))]
+    for (_, activity), expected in zip(found, naive_activities(net, data.x), strict=True):
+        for value, wanted in zip((activity.mean_abs, activity.firing, activity.std), expected, strict=True):
+            assert torch.allclose(value, wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_outgoing_weights_are_those_that_the_task_trains(data):
+    net, head = trunk(), torch.randn(3, 20)
+    visible, free = torch.ones(11, dtype=torch.bool), torch.ones(11, dtype=torch.bool)
+    visible[[1, 10]] = False
+    free[[0, 6, 7]] = False
+    (first, hidden), (second, features) = measured(net, data.x, visible, free, head)
+    assert first.tolist() == [0, 2, 3, 4, 5]
+    assert second.tolist() == [6, 7, 8, 9]
+    weight = net[4].weight.detach()[[2, 3]]  # rows 8 and 9 of the units are visible and free
+    assert torch.allclose(hidden.outgoing, weight.abs().sum((0, 2, 3))[[0, 2, 3, 4, 5]], atol=1e-4)
+    assert torch.allclose(features.outgoing, head.abs().sum(0).unflatten(0, (5, 4)).sum(1)[:4], atol=1e-4)
+
+
+@pytest.mark.xfail(strict=True, reason="means of batches are averaged with equal weight: of 501 examples the last one counts for half")
+def test_every_example_counts_the_same():
+    x = torch.ones(training.EVALUATION_BATCH // 2 + 1, 1, 8, 8)
+    x[-1] = 100
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2, bias=False))
+    net[1].weight.data.fill_(1)
+    ((_, activity),) = measured(net, x, torch.ones(2, dtype=torch.bool), torch.ones(2, dtype=torch.bool), torch.ones(3, 2))
+    assert torch.allclose(activity.mean_abs, net(x).abs().mean(0), rtol=1e-3)
+
+
+@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="a foreach over no tensor: single head and pool=0 train a bias alone")
+def test_a_penalty_on_no_weight_at_all_is_nothing():
+    training.add_l1_([], 0.1)

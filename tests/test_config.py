@@ -112,15 +112,11 @@ def test_every_fraction_and_every_count_is_a_pool(fraction, count):
     assert LearnConfig(pool=count).pool == count
 
 
-@pytest.mark.xfail(
-    strict=True, reason="pydantic turns True into 1 before the validator sees it: a pool of one unit; see report, config.pool"
-)
 def test_a_truth_value_is_no_pool():
     with pytest.raises(ConfigError, match="pool"):
         LearnConfig(pool=True)
 
 
-@pytest.mark.xfail(strict=True, reason="infinite rates are accepted and end in a TrainingError; add allow_inf_nan=False to model_config")
 @pytest.mark.parametrize("field", ["lr", "l1", "weight_decay"])
 def test_an_infinite_rate_is_refused(field):
     with pytest.raises(ConfigError, match=field):

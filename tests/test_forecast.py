@@ -73,7 +73,6 @@ def test_averages_are_exact(n_free, claims):
     assert forecast(allocation({"a": n}, *({"a": claim} for claim in claims))).tasks == n_free * len(claims) // sum(claims)
 
 
-@pytest.mark.xfail(strict=True, reason="int(35 / (7 / 3)) is 14: rounding of floats loses a task; use n_free * len(recent) // total")
 def test_averages_are_exact_where_floats_are_not():
     assert forecast(allocation({"a": 42}, {"a": 2}, {"a": 2}, {"a": 3})).tasks == 15
 

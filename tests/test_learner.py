@@ -7,6 +7,7 @@ import functools
 import io
 import pickle
 import re
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -46,9 +47,8 @@ def new(name="mlp"):
 def snapshot(learner):
     """Everything that a learner is, so that nothing can change unseen."""
     logits = {task: learner.predict(data(1)[0][0], task=task) for task in learner.tasks}
-    return copy.deepcopy(
-        (learner.tasks, learner._state, dict(learner.allocation.owner), logits, dict(learner._records))
-    ), learner.allocation
+    seen = (learner.tasks, learner._state, dict(learner.allocation.owner), logits, dict(learner._records))
+    return copy.deepcopy(seen), learner.allocation
 
 
 def assert_unchanged(learner, before):
@@ -127,11 +127,8 @@ def test_the_number_of_classes_is_inferred():
 
 def whole_model():
     torch.manual_seed(3)
-    model = nn.Sequential()
     parts = {"flat": nn.Flatten(), "one": nn.Linear(64, 20), "act": nn.ReLU(), "two": nn.Linear(20, 12), "fc": nn.Linear(12, 3)}
-    for name, part in parts.items():
-        model.add_module(name, part)
-    return model
+    return nn.Sequential(OrderedDict(parts))
 
 
 def trained_model(number=0):
@@ -355,7 +352,7 @@ def test_after_an_error_the_learner_is_what_it_was_and_works(case, used):
         learn(used, **{"name": "new", "threads": n_threads + 1, **settings})
     assert isinstance(caught.value, clnp.ClnpError)
     assert torch.get_num_threads() == n_threads
-    # A user's own DataLoader draws from the global generator, see the xfails of test_sources.
+    # A user's own DataLoader draws from the global generator.
     assert torch.equal(torch.random.get_rng_state(), rng) or case == "late label"
     assert_unchanged(used, before)
     again = copy.deepcopy(used)
@@ -396,8 +393,7 @@ def test_threads_are_those_asked_for_and_put_back():
 def test_outputs_need_not_be_kept():
     accuracies, logits = [], []
     for limit in (0, 4096):
-        learner = new("vgg")
-        learn(learner, "a", 0)
+        learn(learner := new("vgg"), "a", 0)
         accuracies.append(learn(learner, "b", 1, memory_limit=limit, epochs=6).accuracy)
         logits.append(learner.predict(data(1)[1][0], task="a"))
     assert torch.equal(*logits)

@@ -46,15 +46,29 @@ def load(directory, network="mlp", seed=77):
     return clnp.Learner.load(directory, small.network(network, seed))
 
 
+def read(directory):
+    """Verify an mlp's directory as `load` does, without capturing the network anew."""
+    return clnp.store.read(directory, empty("mlp", 0).wiring)
+
+
 @pytest.fixture(scope="module")
 def original():
     return learned("mlp", {"one": {}, "two": {"private": True}, "three": {"head": "single"}})
 
 
+@pytest.fixture(scope="module")
+def directory(original, tmp_path_factory):
+    original.save(path := tmp_path_factory.mktemp("store") / "model")
+    return path
+
+
 @pytest.fixture
-def saved(original, tmp_path):
-    original.save(tmp_path / "model")
-    return tmp_path / "model"
+def saved(directory):
+    """A directory that may be damaged: it is made whole again afterwards."""
+    files = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    yield directory
+    for path, content in files.items():
+        path.write_bytes(content)
 
 
 def assert_same(one, two):
@@ -180,9 +194,7 @@ FILES = ["constants.safetensors", "tasks/000.safetensors", "tasks/001.safetensor
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("file", [*FILES, "model.json"])
-def test_a_damaged_file_is_refused_by_name(file, kind, original, saved):
-    if (file, kind) == ("model.json", "flipped"):
-        return  # an xfail below
+def test_a_damaged_file_is_refused_by_name(file, kind, saved):
     rng, content = random.Random(kind + file), (saved / file).read_bytes()
     for _ in range(60 if kind in ("flipped", "truncated") else 1):
         damaged = damage(kind, content, rng)
@@ -190,17 +202,17 @@ def test_a_damaged_file_is_refused_by_name(file, kind, original, saved):
             continue
         (saved / file).write_bytes(damaged)
         with pytest.raises(clnp.StoreError) as caught:
-            clnp.store.read(saved, original.wiring)
+            read(saved)
         assert str(saved / file) in str(caught.value), str(caught.value)
     (saved / file).write_bytes(content)
-    assert_same(original, load(saved))
+    read(saved)
 
 
 @pytest.mark.parametrize("file", [*FILES, "model.json"])
 def test_a_missing_file_is_refused_by_name(file, saved):
     (saved / file).unlink()
     with pytest.raises(clnp.StoreError, match=file.split("/")[-1].replace(".", r"\.")):
-        load(saved)
+        read(saved)
 
 
 def test_swapped_files_are_refused(saved):
@@ -209,7 +221,7 @@ def test_swapped_files_are_refused(saved):
     one.write_bytes(b)
     two.write_bytes(a)
     with pytest.raises(clnp.StoreError, match=r"000\.safetensors"):
-        load(saved)
+        read(saved)
 
 
 def forge(saved, change, number=0):
@@ -220,6 +232,13 @@ def forge(saved, change, number=0):
     save_file(tensors, file)
     description = json.loads((saved / "model.json").read_text())
     description["tasks"][number]["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    seal(saved, description)
+
+
+def seal(saved, description):
+    """Write a description with its right checksum, where it can have one."""
+    with contextlib.suppress(ValueError):
+        description = clnp.store.Description.model_validate_json(json.dumps(description)).sealed().model_dump()
     (saved / "model.json").write_text(json.dumps(description))
 
 
@@ -245,13 +264,13 @@ def fill(key, value):
 def test_content_that_cannot_be_is_refused_even_with_a_right_hash(change, message, saved):
     forge(saved, change)
     with pytest.raises(clnp.StoreError, match=message) as caught:
-        load(saved)
+        read(saved)
     assert "000.safetensors" in str(caught.value)
 
 
 def edit(saved, **changes):
     description = json.loads((saved / "model.json").read_text())
-    (saved / "model.json").write_text(json.dumps({**description, **changes}))
+    seal(saved, {**description, **changes})
 
 
 @pytest.mark.parametrize(
@@ -273,7 +292,7 @@ def edit(saved, **changes):
 def test_a_description_that_cannot_be_is_refused(changes, message, saved):
     edit(saved, **changes)
     with pytest.raises(clnp.StoreError, match=message):
-        load(saved)
+        read(saved)
 
 
 def test_another_network_is_refused(saved):
@@ -322,7 +341,7 @@ def test_a_crash_while_saving_leaves_what_was_there(original, tmp_path, monkeypa
             original.save(directory)
             crashed = False
         monkeypatch.undo()
-        assert load(directory).tasks == (("one",) if crashed else original.tasks)
+        assert read(directory).allocation.tasks == (("one",) if crashed else original.tasks)
         original.save(directory)
         assert_same(original, load(directory))
         if not crashed:
@@ -348,13 +367,12 @@ def test_no_path_comes_from_a_task_name(name, tmp_path):
     everything = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     root = "one/two/model/"
     assert everything == {f"{root}model.json", f"{root}constants.safetensors", f"{root}tasks/000.safetensors"}
-    assert load(directory).tasks == (name,)
+    assert read(directory).allocation.tasks == (name,)
 
 
 # ---- what is broken, see the report
 
 
-@pytest.mark.xfail(strict=True, reason="nothing vouches for model.json itself: names, heads, seed and classes change unseen")
 @pytest.mark.parametrize(
     ("old", "new"), [('"one"', '"ona"'), ('"single"', '"sinfle"'), ('"seed": 0', '"seed": 1'), ('"n_classes": 3', '"n_classes": 1')]
 )
@@ -363,10 +381,9 @@ def test_a_flipped_bit_in_the_description_is_refused(old, new, saved):
     assert text.count(old)
     (saved / "model.json").write_text(text.replace(old, new, 1))
     with pytest.raises(clnp.StoreError, match=r"model\.json"):
-        load(saved)
+        read(saved)
 
 
-@pytest.mark.xfail(strict=True, raises=clnp.StoreError, reason="describe() takes the first '\"format\": n' of the text: that of the group")
 def test_a_layer_may_be_called_format(tmp_path):
     def make():
         net = nn.Sequential(nn.Flatten())
@@ -378,7 +395,6 @@ def test_a_layer_may_be_called_format(tmp_path):
     clnp.Learner.load(tmp_path, make())
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="safetensors refuses views: constants must be made contiguous, as rows are")
 def test_a_transposed_buffer_can_be_saved(tmp_path):
     net = Net(lambda n, x: n.a((x * n.mask).flatten(1)), a=nn.Linear(64, 8), mask=torch.rand(8, 8).t())
     clnp.Learner(net, torch.zeros(2, *small.SHAPE)).save(tmp_path)

@@ -367,30 +367,25 @@ def test_a_refusal_leaves_the_model_as_it_was():
 # ---- what is broken, see the report
 
 
-@pytest.mark.xfail(strict=True, reason="_check_batch looks at the input only; the graph of a hard-coded 2 has a fixed *output*")
 @pytest.mark.parametrize("run", [lambda n, x: n.a(x.view(2, 8)), lambda n, x: n.a(x).view(-1, 4)], ids=["of two", "another count"])
 def test_a_hard_coded_batch_size_is_refused(run):
     assert "batch" in refused(Net(run, **LINEAR), 8)
 
 
-@pytest.mark.xfail(strict=True, reason="they return (values, indices), which run() refuses before it looks at RULES")
 def test_adaptive_max_pooling_works_as_the_table_says():
     assert "aten.adaptive_max_pool2d.default" in RULES
     assert trace(nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveMaxPool2d(1), nn.Flatten()), torch.zeros(2, 1, 5, 5)).n_units == 3
 
 
-@pytest.mark.xfail(strict=True, reason="a mean over dimension 0 is let through: an example's logits then depend on its batch")
 def test_what_mixes_examples_is_refused():
     refused(Net(lambda n, x: n.a(x) - n.a(x).mean(0, keepdim=True), **LINEAR), 8)
 
 
-@pytest.mark.xfail(strict=True, reason="_arguments appends keyword arguments: dtype is taken for keepdim, and all units are merged")
 def test_a_mean_with_a_dtype_does_not_merge_units():
     net = Net(lambda n, x: n.b(n.a(x).mean(1, dtype=torch.float32)), a=nn.Linear(2, 3), b=nn.Linear(3, 2))
     assert trace(net, torch.zeros(2, 4, 2)).n_units == 5
 
 
-@pytest.mark.xfail(strict=True, reason="_settle books all pairs of a tie under the group of the first pair")
 def test_explain_says_for_each_group_what_tied_it():
     parts = {"a": nn.Linear(4, 3), "b": nn.Linear(4, 2), "c": nn.Linear(4, 3), "d": nn.Linear(4, 2)}
     wiring = trace(Net(lambda n, x: torch.cat([n.a(x), n.b(x)], 1) + torch.cat([n.c(x), n.d(x)], 1), **parts), torch.zeros(2, 4))

@@ -26,7 +26,7 @@ class LearnConfig(BaseModel):
     clnp.errors.ConfigError: cannot use these settings: margin: input should be less than 1 (found 2.0). See LearnConfig for every field.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     epochs: int = Field(12, ge=1, description="passes over the training data with the whole pool, before anything is pruned")
     batch_size: int | None = Field(
@@ -68,9 +68,9 @@ class LearnConfig(BaseModel):
                 message = f"{where}: {first['msg'][0].lower()}{first['msg'][1:]} (found {first['input']!r})"
             raise ConfigError(f"cannot use these settings: {message}. See LearnConfig for every field.") from None
 
-    @field_validator("pool")
+    @field_validator("pool", mode="before")
     @classmethod
-    def _pool_is_positive(cls, pool: str | float) -> str | int | float:
+    def _pool_is_positive(cls, pool: Any) -> Any:
         if isinstance(pool, bool) or (isinstance(pool, float) and not 0 <= pool <= 1) or (isinstance(pool, int) and pool < 0):
             msg = "a pool is 'all', a count, or a fraction from 0.0 to 1.0"
             raise ValueError(msg)

@@ -36,8 +36,9 @@ def forecast(allocation: Allocation) -> Forecast:
     recent = allocation.tasks[-RECENT:]
     if not recent:
         return Forecast(None, None, "no task is learned yet")
-    n = {group: sum(allocation.n_claimed(task, group) for task in recent) / len(recent) for group in allocation.owner}
-    fits = {group: int(allocation.n_free(group) / claimed) for group, claimed in n.items() if claimed > 0}
+    n = {group: sum(allocation.n_claimed(task, group) for task in recent) for group in allocation.owner}
+    # Whole numbers: a mean in floating point could round a task away.
+    fits = {group: allocation.n_free(group) * len(recent) // claimed for group, claimed in n.items() if claimed > 0}
     which = "the latest task" if len(recent) == 1 else f"the latest {len(recent)} tasks on average"
     assumption = f"each further task claims as many units per group as {which} ({', '.join(recent)})"
     if not fits:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from clnp import seeds, store
 from clnp.allocation import FREE, Allocation
 from clnp.config import LearnConfig
-from clnp.errors import DataError, TaskError
+from clnp.errors import DataError, TaskError, WiringError
 from clnp.forecast import Forecast, forecast
 from clnp.isolation import severed
 from clnp.narrow import check_narrowing, narrow, positions, with_everyone
@@ -21,7 +21,7 @@ from clnp.records import GroupCapacity, LearnResult, TaskRecord
 from clnp.room import room
 from clnp.sources import Source, open_data
 from clnp.split import Head, SplitNetwork, initialise_, split
-from clnp.training import Progress, n_correct, threads
+from clnp.training import Progress, check_device, n_correct, threads
 from clnp.wiring import Wiring, trace, without_head
 
 if TYPE_CHECKING:
@@ -62,6 +62,13 @@ class Learner:
             bias = torch.zeros(layer.out_features) if getattr(layer, "bias", None) is None else layer.bias.detach().cpu().clone()
             self._original_head = (layer.weight.detach().cpu().clone(), bias)
         self.wiring: Wiring = trace(trunk, example_input)
+        if not self.wiring.n_units:
+            raise WiringError("cannot learn tasks in this network: it has no units, for no layer of it has weights.")
+        other = {str(parameter.dtype) for parameter in trunk.parameters() if parameter.dtype != torch.float32}
+        if other:
+            raise WiringError(
+                f"cannot learn tasks in this network: expected float32 parameters, found {', '.join(other)}. Call model.float()."
+            )
         self._example_shape = tuple(example_input.shape[1:])
         self._example_dtype = example_input.dtype
         stored = {**dict(trunk.named_parameters()), **dict(trunk.named_buffers())}
@@ -241,6 +248,9 @@ class Learner:
         """Check everything that can be checked before training, and lay out the trial."""
         if name in self.tasks:
             raise TaskError(f"cannot learn task '{name}': a task of that name is learned already. Choose another name.")
+        if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TaskError(f"cannot learn task {name!r}: a task's name is text, found {type(name).__name__}.")
+        check_device(config.device)
         if not name or not name.isprintable() or len(name) > 200:
             raise TaskError(f"cannot learn a task named {name[:40]!r}: a name has 1 to 200 printable characters.")
         place = (self.seed, "task", len(self.tasks))

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from clnp.errors import WiringError
-from clnp.seeds import generator
-from clnp.wiring import EVERYONE, Node, Ref, Wiring, kind_of
+from clnp.wiring import EVERYONE, Node, Ref, Wiring, kind_of, noisy
 from clnp.wiring.graph import CONSTANT, INPUT, OUTPUT, PARAMETER, resolve
 from clnp.wiring.labels import varying
 
@@ -83,6 +82,10 @@ def substitute(argument: Any, operand: Callable[[str], Any]) -> Any:
     return argument
 
 
+RESERVED = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
+"""Names that a module of a graph has itself: no layer can be stored under them."""
+
+
 class Emitter:
     """Writes operations, restricted to a set of units, into an fx graph."""
 
@@ -95,18 +98,24 @@ class Emitter:
         self.root = nn.Module()
 
     def store(self, name: str, tensor: Tensor | nn.Parameter) -> fx.Node:
-        """Put a tensor into the module under a dotted name and return the node that reads it."""
+        """Put a tensor into the module under a dotted name (with "_" behind a part that is taken) and return the node that reads it."""
         *path, last = name.split(".")
-        module = self.root
+        module, places = self.root, list[str]()
         for part in path:
-            if not hasattr(module, part):
-                module.add_module(part, nn.Module())
-            module = getattr(module, part)
+            place = part
+            while (not places and place in RESERVED) or not isinstance(getattr(module, place, self.root), nn.Module):
+                place += "_"
+            if not hasattr(module, place):
+                module.add_module(place, nn.Module())
+            module = getattr(module, place)
+            places.append(place)
+        while (not places and last in RESERVED) or hasattr(module, last):
+            last += "_"
         if isinstance(tensor, nn.Parameter):
             module.register_parameter(last, tensor)
         else:
             module.register_buffer(last, tensor)
-        return self.graph.get_attr(name)
+        return self.graph.get_attr(".".join([*places, last]))
 
     def constant(self, node: Node) -> fx.Node:
         """Emit a buffer that belongs to no unit."""
@@ -145,7 +154,7 @@ class Emitter:
         dim = kept[0] - len(full) + len(shape)
         if dim < 0 or shape[dim] == 1 or len(kept[1]) == full[kept[0]]:
             return value
-        index = self.store(f"{target.name}_positions", kept[1].to(self.device))
+        index = self.store(f"positions.{target.name}", kept[1].to(self.device))
         return self.graph.call_function(torch.index_select, (value, dim, index))
 
     def finish(self, outputs: Any) -> fx.GraphModule:
@@ -203,8 +212,9 @@ def narrow(
     result = values[wiring.graph.output]
     if head is not None:
         columns = positions(member, wiring.features).to(head[0].device)
-        weight = emitter.store("head.weight", nn.Parameter(head[0].detach()[:, columns], requires_grad=False))
-        bias = emitter.store("head.bias", nn.Parameter(head[1].detach().clone(), requires_grad=False))
+        name = next(name for name in ("head", "task_head", "head_of_the_task") if not hasattr(emitter.root, name))
+        weight = emitter.store(f"{name}.weight", nn.Parameter(head[0].detach()[:, columns], requires_grad=False))
+        bias = emitter.store(f"{name}.bias", nn.Parameter(head[1].detach().clone(), requires_grad=False))
         result = emitter.graph.call_function(torch.ops.aten.linear.default, (result, weight, bias))
     return emitter.finish(result)
 
@@ -238,11 +248,14 @@ def check_narrowing(wiring: Wiring, state: Mapping[str, Tensor], trunk: nn.Modul
     try:
         trunk.eval()
         for n in (1, 3):
-            x = example[:1].expand(n, *example.shape[1:]).clone()
-            if x.is_floating_point():
-                x += torch.randn(x.shape, generator=generator("check", n)).to(x)
+            x = noisy(example, n)
             with torch.no_grad():
-                expected, found = trunk(x).cpu(), network(x.cpu())
+                expected, found = trunk(x), network(x.cpu())
+            if not isinstance(expected, Tensor):
+                raise WiringError(
+                    f"cannot use this network as a trunk: expected one tensor as its output, found {type(expected).__name__}."
+                )
+            expected = expected.cpu()
             tolerance = 1e-4 * max(1.0, float(expected.abs().max()))
             if expected.shape != found.shape or float((expected - found).abs().max()) > tolerance:
                 raise WiringError(

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from clnp.errors import TrainingError
 from clnp.importance import CRITERIA
 from clnp.isolation import closure
 from clnp.selection import Keep, allowed_loss, select
 from clnp.split import Head, SplitNetwork, split
-from clnp.training import activities, estimate_norms_, fit, kept_values, n_correct, narrow_kept
+from clnp.training import activities, answers_finitely, estimate_norms_, fit, kept_values, n_correct, narrow_kept
 
 if TYPE_CHECKING:
     from clnp.config import LearnConfig
@@ -122,7 +123,16 @@ class Bar:
 
 
 def set_bar(trial: Trial, network: SplitNetwork, kept: tuple[Tensor, ...] | None) -> Bar:
-    """Measure the unpruned network."""
+    """Measure the unpruned network.
+
+    Raises:
+        TrainingError: it answers NaN or infinity to some validation example.
+    """
+    if not answers_finitely(network, trial.data.validation, kept):
+        raise TrainingError(
+            f"learning task '{trial.task}' was abandoned: the trained network answers NaN or infinity on validation data. "
+            f"Earlier tasks are untouched. Look for extreme values in the data, and scale them."
+        )
     n = len(trial.data.validation)
     witnesses = trial.data.sample.first(max(EVIDENCE - n, 0))
     return Bar(
@@ -200,7 +210,8 @@ def select_round(trial: Trial, network: SplitNetwork, bar: Bar, slack: int, numb
     visible = wiring.split(network.visible)
     found = select(wiring.split(scores), visible, measure, correct=bar.correct, allowed=slack * bar.allowed)
     if all(torch.equal(found.keep[group], visible[group]) for group in visible):
-        return network
+        # Nothing is released: a copy, for fine-tuning must not change what may have to be gone back to.
+        return split(wiring, trial.state, network.claimed_units, network.pool_units, trial.head)
     return narrowed(found.keep, values_kept=False)
 
 

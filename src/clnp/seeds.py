@@ -42,3 +42,11 @@ def seeded(*place: int | str, device: torch.device | str = "cpu") -> Generator[N
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed_of(*place))
         yield
+
+
+@contextmanager
+def drawing_from(source: torch.Generator) -> Generator[None]:
+    """Run a block with torch's global generator seeded by a draw from `source`, and put it back after."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (1,), generator=source)))
+        yield

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from clnp import seeds
 from clnp.errors import DataError
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class StreamExamples:
     """Examples from a loader that may augment them: nothing is kept from one epoch to the next."""
 
     loader: Iterable[Any]
+    what: str = "data"
 
     def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[tuple[None, Tensor, Tensor]]:
         """Yield (None, x, y) in the loader's own order and batch size."""
@@ -63,19 +65,25 @@ class StreamExamples:
         empty = True
         for batch in self.loader:
             empty = False
-            yield None, *_pair(batch)
+            yield None, *_pair(batch, self.what)
         if empty:
-            raise DataError("cannot read examples: the loader gave no batch. Pass an iterable that can be iterated once per epoch.")
+            raise DataError(f"cannot use the {self.what}: the loader gave no batch. Pass an iterable that can be iterated once per epoch.")
 
 
 Examples = TensorExamples | StreamExamples
 
 
-def _pair(batch: Any) -> tuple[Tensor, Tensor]:
+def _pair(batch: Any, what: str) -> tuple[Tensor, Tensor]:
     """Return x and y of a batch (x, y) or (x, y, t)."""
     if not isinstance(batch, (tuple, list)) or len(batch) < 2 or not all(isinstance(part, Tensor) for part in batch[:2]):
-        raise DataError(f"cannot read a batch: expected (x, y) or (x, y, t) of tensors, found {type(batch).__name__}.")
+        raise DataError(f"cannot use the {what}: expected batches (x, y) or (x, y, t) of tensors, found {type(batch).__name__}.")
+    _check_labels_are_whole(batch[1], what)
     return batch[0], batch[1].long()
+
+
+def _check_labels_are_whole(y: Tensor, what: str) -> None:
+    if y.is_floating_point() or y.dtype == torch.bool or y.is_complex():
+        raise DataError(f"cannot use the {what}: expected integer labels, found {y.dtype}. Convert y with .long().")
 
 
 def examples(source: Source, what: str, config: LearnConfig) -> Examples:
@@ -95,15 +103,17 @@ def examples(source: Source, what: str, config: LearnConfig) -> Examples:
     if isinstance(source, (tuple, list)) and len(source) == 2 and all(isinstance(part, Tensor) for part in source):
         return TensorExamples(source[0], source[1])
     if isinstance(source, TensorDataset):
+        if len(source.tensors) < 2:
+            raise DataError(f"cannot use the {what}: expected a TensorDataset of (x, y), found {len(source.tensors)} tensor.")
         return TensorExamples(*source.tensors[:2])
     if isinstance(source, Dataset) and hasattr(source, "__len__"):
         if len(source) == 0:  # pyright: ignore[reportArgumentType]
             raise DataError(f"cannot use the {what}: it is empty.")
         size = config.batch_size_for(len(source))  # pyright: ignore[reportArgumentType]
-        loader = DataLoader(source, batch_size=size, shuffle=True, generator=torch.Generator())
-        return in_memory(StreamExamples(loader), what) if getattr(source, "deterministic", False) else StreamExamples(loader)
+        loader = DataLoader(source, batch_size=size, shuffle=True, generator=torch.Generator(), drop_last=len(source) >= size)  # pyright: ignore[reportArgumentType]
+        return StreamExamples(loader, what)
     if isinstance(source, Iterable) and not isinstance(source, (tuple, list, Tensor, Iterator)):
-        return StreamExamples(source)
+        return StreamExamples(source, what)
     raise DataError(
         f"cannot use the {what}: expected (x, y) tensors, a Dataset or a DataLoader of (x, y), found {type(source).__name__}."
         + (" An iterator can be read only once; pass what it iterates over." if isinstance(source, Iterator) else "")
@@ -114,11 +124,19 @@ def in_memory(source: Examples, what: str) -> TensorExamples:
     """Read all examples into memory: validation must be the same examples each time it is looked at."""
     if isinstance(source, TensorExamples):
         return source
-    parts = [(x, y) for _, x, y in source.batches(0)]
+    return _joined([(x, y) for _, x, y in source.batches(0)], what)
+
+
+def _joined(parts: list[tuple[Tensor, Tensor]], what: str) -> TensorExamples:
+    """Put batches together."""
     try:
         return TensorExamples(torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts]))
     except RuntimeError as error:
-        raise DataError(f"cannot use the {what}: its batches do not fit together ({error}).") from error
+        raise DataError(f"cannot use the {what}: its batches do not fit together ({_first_line(error)}).") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0]
 
 
 def check(source: Examples, what: str, shape: Sequence[int], dtype: torch.dtype) -> None:
@@ -130,6 +148,8 @@ def check(source: Examples, what: str, shape: Sequence[int], dtype: torch.dtype)
     if isinstance(source, StreamExamples):
         return
     x, y = source.x, source.y
+    if x.dim() == 0 or y.dim() == 0:
+        raise DataError(f"cannot use the {what}: expected a batch dimension, found x of shape {tuple(x.shape)}, y of {tuple(y.shape)}.")
     if len(x) == 0:
         raise DataError(f"cannot use the {what}: it is empty. A task needs at least one example of each of two classes.")
     if tuple(x.shape[1:]) != tuple(shape):
@@ -140,8 +160,7 @@ def check(source: Examples, what: str, shape: Sequence[int], dtype: torch.dtype)
         raise DataError(f"cannot use the {what}: expected {dtype} as in the example input, found {x.dtype}. Convert x.")
     if y.dim() != 1 or len(y) != len(x):
         raise DataError(f"cannot use the {what}: expected one label for each of {len(x)} examples, found labels of shape {tuple(y.shape)}.")
-    if y.is_floating_point() or y.dtype == torch.bool or y.is_complex():
-        raise DataError(f"cannot use the {what}: expected integer labels, found {y.dtype}. Convert y with .long().")
+    _check_labels_are_whole(y, what)
     if x.is_floating_point() and not bool(torch.isfinite(x).all()):
         bad = int((~torch.isfinite(x)).flatten(1).any(1).sum())
         raise DataError(f"cannot use the {what}: {bad} of {len(x)} examples hold NaN or infinite values. Clean or drop them.")
@@ -195,8 +214,12 @@ def open_data(
     """
     what, what_held_out = f"training data of task '{name}'", f"validation data of task '{name}'"
     whole = examples(train, what, config)
-    held_out = in_memory(examples(validation, what_held_out, config), what_held_out)
-    sample = _sample(whole, generator)
+    # A user's loader may draw from the global generator: it is given a seed for the while, and left as it was.
+    with seeds.drawing_from(generator):
+        if getattr(train, "deterministic", False):
+            whole = in_memory(whole, what)
+        held_out = in_memory(examples(validation, what_held_out, config), what_held_out)
+        sample = _sample(whole, generator, what)
     for part, text in ((whole, what), (held_out, what_held_out), (sample, what)):
         check(part, text, shape, dtype)
     known = [part for part in (whole, held_out, sample) if isinstance(part, TensorExamples)]
@@ -206,7 +229,8 @@ def open_data(
         raise DataError(f"cannot learn task '{name}': a classifier needs at least two classes, found {n_classes}.")
     for part in known:
         check_labels(part.y, n_classes, what_held_out if part is held_out else what)
-    if len(torch.unique(known[0].y)) < 2:
+    seen = whole if isinstance(whole, TensorExamples) else sample
+    if len(torch.unique(seen.y)) < 2:
         raise DataError(f"cannot learn task '{name}': its training data hold a single class; a classifier needs at least two.")
     return TaskData(_long(whole), _long(held_out), _long(sample), n_classes)
 
@@ -216,16 +240,16 @@ def _long(part: Any) -> Any:
     return TensorExamples(part.x, part.y.long()) if isinstance(part, TensorExamples) else part
 
 
-def _sample(train: Examples, generator: torch.Generator) -> TensorExamples:
+def _sample(train: Examples, generator: torch.Generator, what: str) -> TensorExamples:
     """Return up to `SAMPLE` training examples: a random choice, or of a stream the first ones it gives."""
     if isinstance(train, TensorExamples):
+        if train.x.dim() == 0:
+            return train  # refused by `check`
         places = torch.randperm(len(train.x), generator=generator)[:SAMPLE]
-        return TensorExamples(train.x[places], train.y[places] if len(train.y) == len(train.x) else train.y)
-    xs: list[Tensor] = []
-    ys: list[Tensor] = []
+        return TensorExamples(train.x[places], train.y[places] if train.y.dim() and len(train.y) == len(train.x) else train.y)
+    parts: list[tuple[Tensor, Tensor]] = []
     for _, x, y in train.batches(0, generator):
-        xs.append(x)
-        ys.append(y)
-        if sum(len(x) for x in xs) >= SAMPLE:
+        parts.append((x, y))
+        if sum(len(x) for x, _ in parts) >= SAMPLE:
             break
-    return TensorExamples(torch.cat(xs), torch.cat(ys))
+    return _joined(parts, what)

@@ -83,6 +83,7 @@ class Piece:
     rows: Tensor
     columns: Tensor | None
     tensor: Tensor
+    of_head: bool = False
 
     def write(self, state: Mapping[str, Tensor]) -> None:
         """Put the piece back into the full-width tensor."""
@@ -153,7 +154,7 @@ class SplitNetwork(nn.Module):
     def write(self, state: Mapping[str, Tensor], head: Head) -> None:
         """Put everything that was trained back into full-width tensors: those of the network and those of the head."""
         for piece in self.pieces:
-            piece.write(state if not piece.name.startswith("head.") else {"head.weight": head.weight.t(), "head.bias": head.bias})
+            piece.write({"head.weight": head.weight.t(), "head.bias": head.bias} if piece.of_head else state)
 
 
 def initialise_(wiring: Wiring, state: Mapping[str, Tensor], claimed: Tensor, pool: Tensor, generator: torch.Generator) -> None:
@@ -211,12 +212,12 @@ def _add_head(network: SplitNetwork, head: Head) -> None:
         network.head_given = nn.Buffer(columns[given].t().contiguous())
     else:
         network.head_given = nn.Parameter(columns[given].t().contiguous())
-        network.pieces.append(Piece("head.weight", given, None, network.head_given.t()))
+        network.pieces.append(Piece("head.weight", given, None, network.head_given.t(), of_head=True))
     if len(pool):
         network.head_pool = nn.Parameter(columns[pool].t().contiguous())
-        network.pieces.append(Piece("head.weight", pool, None, network.head_pool.t()))
+        network.pieces.append(Piece("head.weight", pool, None, network.head_pool.t(), of_head=True))
     network.head_bias = nn.Parameter(head.bias.detach().clone())
-    network.pieces.append(Piece("head.bias", torch.arange(len(head.bias)), None, network.head_bias))
+    network.pieces.append(Piece("head.bias", torch.arange(len(head.bias)), None, network.head_bias, of_head=True))
 
 
 class _PoolBuilder:
@@ -234,6 +235,7 @@ class _PoolBuilder:
         self.noisy: set[str] = set()
         self.meets: list[str] = []
         self.pieces: list[Piece] = []
+        self.norms: dict[str, str] = {}
         self.placed: dict[tuple[str, str], fx.Node] = {}
 
     def build(self) -> fx.GraphModule:
@@ -322,11 +324,13 @@ class _PoolBuilder:
         weight, bias, mean, var = (None if name is None else take(self.state[name], rows, None) for name in names)
         assert mean is not None
         assert var is not None
-        name = f"norm_{node.name}"
-        module = PoolNorm(weight, bias, mean, var, float(node.args[6]), float(node.args[7]))
-        self.emitter.root.add_module(name, module)
-        pairs = zip(names, (module.weight, module.bias, module.mean, module.var), strict=True)
-        self.pieces += [Piece(full, rows, None, tensor) for full, tensor in pairs if full is not None and tensor is not None]
+        name = self.norms.get(names[2], f"norm_{node.name}")
+        if names[2] not in self.norms:  # else a norm that is used twice
+            self.norms[names[2]] = name
+            module = PoolNorm(weight, bias, mean, var, float(node.args[6]), float(node.args[7]))
+            self.emitter.root.add_module(name, module)
+            pairs = zip(names, (module.weight, module.bias, module.mean, module.var), strict=True)
+            self.pieces += [Piece(full, rows, None, tensor) for full, tensor in pairs if full is not None and tensor is not None]
         return self.emitter.graph.call_module(name, (self._pool_operand(source, node),))
 
     def _weight(self, node: Node, source: str) -> fx.Node:

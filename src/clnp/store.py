@@ -10,7 +10,7 @@ Tasks are numbered by their place; their names are data inside `model.json`, nev
 from __future__ import annotations
 
 import hashlib
-import re
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,6 +64,12 @@ class Description(_Strict):
     constants: str = ""
     tasks: list[TaskEntry] = []
     format: int = 1
+    checksum: str = ""
+
+    def sealed(self) -> Description:
+        """Return the description with the SHA-256 of all its other fields."""
+        bare = self.model_copy(update={"checksum": ""})
+        return bare.model_copy(update={"checksum": _sha256(bare.model_dump_json().encode())})
 
     def example(self) -> Tensor:
         """Return an input of the network, (2, ...)."""
@@ -105,8 +111,8 @@ def write(directory: str | PathLike[str], wiring: Wiring, state: Mapping[str, Te
         entries.append(
             TaskEntry(name=task, file=name, sha256=_sha256(content), n_classes=record.n_classes, head=record.head, private=record.private)
         )
-    constants = save(dict(stored.constants))
-    description = description.model_copy(update={"constants": _sha256(constants), "tasks": entries})
+    constants = save({name: tensor.contiguous() for name, tensor in stored.constants.items()})
+    description = description.model_copy(update={"constants": _sha256(constants), "tasks": entries}).sealed()
     try:
         before = describe(path).tasks if (path / DESCRIPTION).exists() else []
         if before != entries[: len(before)]:
@@ -196,13 +202,16 @@ def describe(directory: str | PathLike[str]) -> Description:
         raise StoreError(f"cannot load a model from '{directory}': {what}. Pass a directory that Learner.save wrote.")
     try:
         content = file.read_text(encoding="utf-8")
-        version = re.search(r'"format":\s*(\d+)', content)
-        if version is not None and int(version[1]) != FORMAT:
-            raise StoreError(f"cannot load '{file}': expected format {FORMAT}, found {version[1]}. Install the clnp version that wrote it.")
+        raw = json.loads(content)
+        version = raw.get("format") if isinstance(raw, dict) else None
+        if isinstance(version, int) and version != FORMAT:
+            raise StoreError(f"cannot load '{file}': expected format {FORMAT}, found {version}. Install the clnp version that wrote it.")
         description = Description.model_validate_json(content)
     except ValueError as error:
         first = str(error).splitlines()
         raise StoreError(f"cannot load '{file}': it is damaged ({' '.join(first[:3])}). Restore it from a copy.") from error
+    if description != description.sealed():
+        raise StoreError(f"cannot load '{file}': it is damaged: its checksum is not that of its content. Restore it from a copy.")
     if not isinstance(getattr(torch, description.dtype, None), torch.dtype):
         raise StoreError(f"cannot load '{file}': it is damaged (no such dtype: {description.dtype!r}). Restore it from a copy.")
     return description

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clnp import seeds
-from clnp.errors import TrainingError
+from clnp.errors import ConfigError, TrainingError
 from clnp.importance import Activity
 from clnp.narrow import narrow, positions, with_everyone
 from clnp.sources import Examples, StreamExamples, TensorExamples, check_labels
@@ -61,6 +61,20 @@ def threads(n_threads: int | None) -> Generator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def check_device(name: str) -> None:
+    """Check that tensors can be put where a configuration says.
+
+    Raises:
+        ConfigError: there is no such device, or torch was not built for it.
+    """
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"cannot train on device '{name}': expected cpu, or a device of this machine; torch says: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def make_optimizer(parameters: Sequence[nn.Parameter], config: LearnConfig, lr: float) -> torch.optim.Optimizer:
@@ -202,8 +216,8 @@ def fit(
                 break
     if best >= 0:
         network.load_state_dict(best_state)
-    if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
-        raise TrainingError(_diverged(task, phase, epochs - 1, "a weight"))
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in network.state_dict().values()):
+        raise TrainingError(_diverged(task, phase, epochs - 1, "a weight or a statistic"))
     network.eval()
 
 
@@ -218,6 +232,8 @@ def _diverged(task: str, phase: str, epoch: int, what: str) -> str:
 def add_l1_(weights: Sequence[nn.Parameter], l1: float) -> None:
     """Add the (sub)gradient of l1 * sum |w| to the gradients."""
     pairs = [(weight, weight.grad) for weight in weights if weight.grad is not None]
+    if not pairs:  # a single head on reused units alone trains its bias
+        return
     signs = torch._foreach_sign([weight.detach() for weight, _ in pairs])  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     torch._foreach_add_([gradient for _, gradient in pairs], signs, alpha=l1)  # pyright: ignore[reportPrivateUsage]
 
@@ -230,8 +246,18 @@ def n_correct(network: nn.Module, data: TensorExamples, kept: tuple[Tensor, ...]
     correct = 0
     for x, y, meets in batches(data, kept, EVALUATION_BATCH, device):
         logits = network(x) if meets is None else network(x, meets)
-        correct += int((logits.argmax(1) == y).sum())
+        # An answer that is not a number is wrong, whatever argmax makes of it.
+        correct += int(((logits.argmax(1) == y) & torch.isfinite(logits).all(1)).sum())
     return correct
+
+
+@torch.no_grad()
+def answers_finitely(network: SplitNetwork, data: TensorExamples, kept: tuple[Tensor, ...] | None) -> bool:
+    """Tell whether all logits are finite: weights may be, while a statistic has overflown."""
+    network.eval()
+    return all(
+        bool(torch.isfinite(network(x, meets)).all()) for x, _, meets in batches(data, kept, EVALUATION_BATCH, network.head_bias.device)
+    )
 
 
 @torch.no_grad()
@@ -278,8 +304,9 @@ def activities(
     for x, _, _ in batches(data, None, EVALUATION_BATCH // 2, device):
         values = network(x)
         found = [_moments(value, wiring, name) for value, name in zip(values, reads, strict=True)]
+        found = [[part * len(x) for part in moments] for moments in found]  # every example counts the same
         sums = found if not sums else [[a + b for a, b in zip(old, new, strict=True)] for old, new in zip(sums, found, strict=True)]
-        n += 1
+        n += len(x)
     everyone = with_everyone(visible)
     measured: list[tuple[Tensor, Activity]] = []
     for name, (absolute, firing, first, second) in zip(reads, sums, strict=True):

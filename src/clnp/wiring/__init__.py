@@ -1,6 +1,6 @@
 """Capture a network and find out which unit each position of each tensor belongs to."""
 
-from clnp.wiring.graph import Graph, Node, Ref, capture, without_head
+from clnp.wiring.graph import Graph, Node, Ref, capture, noisy, without_head
 from clnp.wiring.labels import EVERYONE
 from clnp.wiring.rules import RULES, Rule, Value, kind_of
 from clnp.wiring.trace import Group, ParameterLabels, Tracer, Wiring, trace
@@ -19,6 +19,7 @@ __all__ = [
     "Wiring",
     "capture",
     "kind_of",
+    "noisy",
     "trace",
     "without_head",
 ]

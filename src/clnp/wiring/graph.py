@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 
 from clnp.errors import WiringError
+from clnp.seeds import generator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
@@ -115,6 +116,8 @@ def capture(model: nn.Module, example: Tensor) -> Graph:
     Raises:
         WiringError: torch.export cannot follow the model (data-dependent control flow), or its batch size is hard-coded.
     """
+    if not isinstance(example, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise WiringError(f"cannot capture the network: expected a tensor as the example input, found {type(example).__name__}.")
     if example.dim() < 1 or example.shape[0] < 1:
         raise WiringError(f"cannot capture the network: the example input needs a batch dimension, found shape {tuple(example.shape)}.")
     # torch.export treats sizes 0 and 1 as constants: trace with two examples.
@@ -152,13 +155,23 @@ def without_head(model: nn.Module, path: str, example: Tensor) -> tuple[nn.Modul
         ) from None
     whole, headless = copy.deepcopy(model).eval(), copy.deepcopy(trunk).eval()
     with torch.no_grad():
-        features = headless(example)
+        try:
+            example = noisy(example)
+            features = headless(example)
+        except Exception as error:
+            raise WiringError(f"cannot run the network on an input of shape {tuple(example.shape)}: {_first_line(error)}") from error
         fits = isinstance(features, Tensor) and features.dim() == 2 and features.shape[1] == layer.in_features
         if not fits or not torch.allclose(whole(example), layer(features), rtol=1e-3, atol=1e-5):
             raise WiringError(
                 f"cannot use '{path}' as the head: it must be the last step of the network and read features (B, {layer.in_features})."
             )
     return trunk, layer
+
+
+def noisy(example: Tensor, n: int | None = None) -> Tensor:
+    """Return examples like the given ones, (n, ...), with noise where they are real numbers: zeros would hide differences."""
+    x = example if n is None else example[:1].expand(n, *example.shape[1:])
+    return x + torch.randn(x.shape, generator=generator("noise", len(x))).to(x) if x.is_floating_point() else x.clone()
 
 
 @contextlib.contextmanager
@@ -217,6 +230,7 @@ def _convert(program: torch.export.ExportedProgram, model: nn.Module) -> Graph:
             raise WiringError(
                 f"cannot capture {type(model).__name__}: it holds a nested graph ('{raw.op} {raw.target}'), a form of control flow."
             )
+    nodes = _live(nodes)
     _check_batch(nodes)
     made = {
         name: tensor.detach().cpu()
@@ -260,6 +274,8 @@ def _plain(value: Any, alias: Mapping[str, str]) -> Any:
 
 def _record(raw: Any, op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Node:
     value = raw.meta.get("val")
+    if isinstance(value, (tuple, list)) and value and isinstance(value[0], Tensor):
+        value = value[0]  # pooling that returns indices, too: both have one shape
     sizes: tuple[Any, ...] | None = tuple(value.shape) if isinstance(value, Tensor) else None
     stack = list((raw.meta.get("nn_module_stack") or {}).values())
     module = stack[-1][0] if stack and "metadata_hook" not in stack[-1][0] else ""
@@ -289,10 +305,22 @@ def _output(raw: Any, alias: Mapping[str, str]) -> Node:
     return Node(name="output", op=OUTPUT, args=(_plain(values[0], alias),))
 
 
+def _live(nodes: list[Node]) -> list[Node]:
+    """Leave out what the output does not need: unused parameters, counters of batch norms. The input stays."""
+    needed: set[str] = set()
+    for node in reversed(nodes):
+        if node.op == OUTPUT or node.name in needed:
+            needed |= set(references([list(node.args), dict(node.kwargs)]))
+    return [node for node in nodes if node.name in needed or node.op in (INPUT, OUTPUT)]
+
+
 def _check_batch(nodes: list[Node]) -> None:
-    for node in nodes:
-        if node.op == INPUT and not any(node.dynamic):
-            raise WiringError(
-                f"cannot capture the network: its batch size is hard-coded (input '{node.name}' of shape {node.shape}). "
-                f"Use x.shape[0] or -1 where the code has a fixed batch size."
-            )
+    """Refuse a network that works for one batch size only, or whose output is not one row per example."""
+    by_name = {node.name: node for node in nodes}
+    inputs, output = next(node for node in nodes if node.op == INPUT), by_name[nodes[-1].args[0].name]
+    if not any(inputs.dynamic) or not output.dynamic or not output.dynamic[0] or (output.shape or ())[:1] != (inputs.shape or ())[:1]:
+        raise WiringError(
+            f"cannot capture the network: its batch size is hard-coded, or its output has no row per example "
+            f"(traced with a batch of 2: input {inputs.shape}, output {output.shape} at {output.place}). "
+            f"Use x.shape[0] or -1 where the code has a fixed batch size."
+        )

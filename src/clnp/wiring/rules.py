@@ -133,6 +133,8 @@ def mean(tracer: Tracer, node: Node, arguments: list[Any]) -> Tensor:
     n = len(value.shape)
     dims = arguments[1] if len(arguments) > 1 and arguments[1] else list(range(n))
     reduced = {dim % n for dim in dims}
+    if any(tracer.node(node.args[0].name).dynamic[dim] for dim in reduced):
+        raise WiringError(f"cannot isolate tasks in this network: {node.op} at {node.place} averages over the examples of a batch.")
     labels = tracer.only_along(node, value, set(range(n)) - reduced)
     keepdim = len(arguments) > 2 and arguments[2]
     return labels if keepdim else labels.squeeze(tuple(sorted(reduced)))
@@ -183,12 +185,21 @@ def batch_norm(tracer: Tracer, node: Node, arguments: list[Any]) -> Tensor:
     channels = along(tracer.only_along(node, value, {1}), 1, value.shape[1])
     raw = channels == EVERYONE
     if bool(raw.any()):
-        channels = channels.clone()
-        channels[raw] = tracer.fresh(node, int(raw.sum()))
+        if not bool(raw.all()):
+            raise WiringError(
+                f"cannot isolate tasks in this network: {node.op} at {node.place} norms raw input beside units. Norm them apart."
+            )
+        channels = tracer.fresh(node, len(channels))
     for tensor, initial in zip(stored, (1.0, 0.0, 0.0, 1.0), strict=True):  # scale, shift, mean, variance
         if tensor is not None:
             tracer.use(node, tensor.parameter, channels, initial=initial)
     return channels.reshape((1, -1) + (1,) * (len(value.shape) - 2))
+
+
+def pick(tracer: Tracer, node: Node, arguments: list[Any]) -> Tensor:
+    """Take one of several results that have the same units: values or indices of a pooling."""
+    del tracer, node
+    return arguments[0].labels
 
 
 def refuse(tracer: Tracer, node: Node, arguments: list[Any]) -> Tensor:
@@ -231,6 +242,7 @@ RULES: dict[str, Rule] = {
     "aten.mean.dim": Rule(mean),
     **{op: Rule(linear, "weight") for op in _names("linear")},
     **{op: Rule(convolution, "weight") for op in _names("conv1d conv1d.padding conv2d conv2d.padding")},
+    "operator.getitem": Rule(pick),
     "aten.batch_norm.default": Rule(batch_norm, "norm"),
 }
 """What is done with labels, by operation. An operation that is not here is refused by name."""

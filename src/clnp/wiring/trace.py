@@ -140,8 +140,9 @@ class Tracer:
         labels = value.labels
         for dim in range(labels.dim()):
             if dim not in dims and labels.shape[dim] > 1:
-                # A unit speaks for the raw input it is mixed with: the largest label is a unit if there is one.
                 speaker = labels.amax(dim, keepdim=True)
+                if bool(((labels == EVERYONE) & (speaker != EVERYONE)).any()):
+                    raise WiringError(f"cannot isolate tasks in this network: {node.op} at {node.place} mixes raw input with units.")
                 self.tie(node, labels, speaker)
                 labels = speaker
         return labels
@@ -161,6 +162,10 @@ class Tracer:
                     )
         if columns is not None:
             self.reads.setdefault(parameter, node.args[0].name)
+
+    def node(self, name: str) -> Node:
+        """Return the node of that name."""
+        return next(node for node in self.graph.nodes if node.name == name)
 
     def run(self) -> None:
         """Run labels through all nodes."""
@@ -185,7 +190,8 @@ class Tracer:
                 return self.values.get(argument.name, argument)
             return [value(item) for item in argument] if isinstance(argument, (list, tuple)) else argument
 
-        return [value(argument) for argument in (*node.args, *node.kwargs.values())]
+        named = [value(argument) for argument in node.kwargs.values()]
+        return [*(value(argument) for argument in node.args), *(argument for argument in named if isinstance(argument, Value))]
 
 
 def _everyone(node: Node) -> Tensor:
@@ -239,7 +245,9 @@ def _settle(tracer: Tracer) -> Wiring:
         number[members] = torch.arange(start, start + len(members))
         names = dict.fromkeys(name for name, a, _ in tracer.blocks if int(group_of[a]) == first)
         ties = dict.fromkeys(
-            f"{node.op.removeprefix('aten.')} at {node.place}" for node, pair in tracer.ties if int(group_of[pair[0, 0]]) == first
+            f"{node.op.removeprefix('aten.')} at {node.place}"
+            for node, pairs in tracer.ties
+            if bool((group_of[pairs[:, 0]] == first).any())
         )
         groups.append(Group(_unique(tracer.blocks[first][0], groups), len(members), start, tuple(names), tuple(ties)))
         start += len(members)

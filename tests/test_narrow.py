@@ -356,7 +356,7 @@ def test_an_operation_of_the_table_can_be_narrowed(op):
             assert torch.allclose(narrow(wiring, state_of(net), units)(x), whole(x)[:, [0, 2]], rtol=1e-5, atol=1e-5)
 
 
-# ---- what is broken, see the report
+# ---- what was once broken
 
 
 def test_a_batch_norm_over_units_beside_raw_input_is_refused_or_works():

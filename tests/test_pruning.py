@@ -228,7 +228,7 @@ def test_every_criterion_keeps_the_margin_and_frees_something(criterion, monkeyp
     assert sum(result.claimed.values()) < 15
 
 
-# ---- what is broken, see the report
+# ---- what was once broken
 
 
 @pytest.mark.parametrize(("rounds", "spoil"), [(2, (1,)), (2, (1, 2)), (3, (1, 2))])
@@ -250,7 +250,7 @@ def test_when_nothing_is_released_and_the_only_fine_tuning_fails_the_network_is_
     watch.check(learner, learn(learner, watch, rounds=1), 0.02)
 
 
-# ---- what else is broken in learning a task, see the report
+# ---- what else was once broken in learning a task
 
 
 def linear_task(n=100, dtype=torch.float32):

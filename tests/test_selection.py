@@ -169,6 +169,23 @@ def test_the_group_that_comes_first_does_not_spend_the_margin_of_the_others():
     assert [int(units.sum()) for units in found.keep.values()] == [7, 7]
 
 
+def by_released(good):
+    """A measure that answers well only where so many units of a and b are released."""
+    return Measure(lambda keep: 10 if (4 - int(keep["a"].sum()), 4 - int(keep["b"].sum())) in good else 0)
+
+
+def test_a_second_sweep_releases_what_only_then_became_harmless_and_gives_nothing_back():
+    visible = {"a": torch.ones(4, dtype=torch.bool), "b": torch.ones(4, dtype=torch.bool)}
+    scores = {"a": torch.arange(4.0), "b": torch.arange(4.0)}
+    for good, released in (
+        ({(0, 1), (2, 1), (3, 1), (3, 2), (3, 3)}, (3, 3)),  # b can do without a second unit only when a has lost its own
+        ({(0, 2), (0, 3), (2, 3)}, (2, 3)),  # (2, 1) and (2, 2) would be worse again: they must not lead back to (2, 0)
+    ):
+        found = select(scores, visible, by_released(good), correct=10, allowed=0)
+        assert tuple(4 - int(units.sum()) for units in found.keep.values()) == released
+        assert found.correct == 10
+
+
 def test_the_last_group_is_pruned_first():
     shown = []
     visible = {"near the input": torch.ones(4, dtype=torch.bool), "near the output": torch.ones(4, dtype=torch.bool)}

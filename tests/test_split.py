@@ -324,7 +324,7 @@ def test_weights_start_from_hes_distribution_over_the_visible_columns():
     assert abs(float(drawn.mean())) < 2e-3
 
 
-# ---- what is broken, see the report
+# ---- what was once broken
 
 
 def same_as_narrowed(net, shape, claimed, pool, x):

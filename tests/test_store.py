@@ -370,7 +370,7 @@ def test_no_path_comes_from_a_task_name(name, tmp_path):
     assert read(directory).allocation.tasks == (name,)
 
 
-# ---- what is broken, see the report
+# ---- what was once broken
 
 
 @pytest.mark.parametrize(

@@ -364,7 +364,7 @@ def test_a_refusal_leaves_the_model_as_it_was():
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
-# ---- what is broken, see the report
+# ---- what was once broken
 
 
 @pytest.mark.parametrize("run", [lambda n, x: n.a(x.view(2, 8)), lambda n, x: n.a(x).view(-1, 4)], ids=["of two", "another count"])

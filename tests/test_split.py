@@ -238,6 +238,7 @@ def test_training_mode_does_not_reach_the_claimed_graph(name):
     before = copy.deepcopy(network.claimed.state_dict())
     network.train()
     assert not any(module.training for module in network.claimed.modules())
+    assert not any(value.requires_grad for value in network.claimed_values(case.x.clone().requires_grad_()))
     one, two = network(case.x), network(case.x)
     assert not torch.equal(one, two), "dropout draws anew"
     one.sum().backward()

@@ -81,6 +81,7 @@ def test_the_l1_gradient_is_the_sign():
     assert weights[0].grad.tolist() == [[5.25, 4.75, 5.0]]
     assert weights[1].grad.tolist() == [[1.25]]
     assert weights[2].grad is None
+    training.add_l1_([], 0.25)  # a single head on reused units alone
 
 
 def test_one_step_of_sgd_is_the_loss_and_the_penalty_and_nothing_else(data):
@@ -146,14 +147,28 @@ def test_only_what_is_given_to_the_optimizer_moves(data):
 
 
 def test_a_run_is_a_pure_function_of_its_place(data):
-    torch.manual_seed(1)
-    one = parameters(learn(make(), data))
-    torch.manual_seed(2)
-    state = torch.random.get_rng_state()
-    assert torch.equal(one, parameters(learn(make(), data)))
-    assert not torch.equal(one, parameters(learn(make(), data, place=(1, "here"))))
-    torch.manual_seed(2)
-    assert torch.equal(state, torch.random.get_rng_state()), "and draws nothing from the global generator"
+    found = []
+    for seed, place in ((1, (0, "here")), (2, (0, "here")), (3, (1, "here"))):
+        network = make()  # it seeds the global generator
+        torch.manual_seed(seed)
+        before = torch.random.get_rng_state()
+        found.append(parameters(learn(network, data, place=place)))
+        assert torch.equal(before, torch.random.get_rng_state()), "nothing is drawn from the global generator"
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_the_learning_rate_follows_its_schedule_over_all_steps(data, monkeypatch):
+    rates, real = [], training.make_optimizer
+
+    def watched(*args):
+        optimizer = real(*args)
+        optimizer.register_step_pre_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
+        return optimizer
+
+    monkeypatch.setattr(training, "make_optimizer", watched)
+    learn(make(), data, schedule="cosine", lr=0.1, epochs=3, batch_size=20)
+    assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * step / 9)) for step in range(9)])
 
 
 def test_every_epoch_has_an_order_and_a_noise_of_its_own(data, monkeypatch):
@@ -313,10 +328,8 @@ def test_kept_values_can_be_cut_to_a_smaller_network(data):
 @pytest.mark.parametrize("n", [1, 59, 60])
 def test_correct_answers_are_counted(data, n, monkeypatch):
     monkeypatch.setattr("clnp.training.EVALUATION_BATCH", 16)
-    part = TensorExamples(data.x[:n], data.y[:n])
-    network = make().train()
-    with torch.no_grad():
-        expected = int((network.eval()(part.x).argmax(1) == part.y).sum())
+    part, network = data.first(n), make().eval()
+    expected = int((network(part.x).argmax(1) == part.y).sum())
     network.train()
     assert training.n_correct(network, part) == expected
     assert training.n_correct(network, part, training.kept_values(network, part, 1000, CPU)) == expected
@@ -386,7 +399,3 @@ def test_every_example_counts_the_same():
     net[1].weight.data.fill_(1)
     ((_, activity),) = measured(net, x, torch.ones(2, dtype=torch.bool), torch.ones(2, dtype=torch.bool), torch.ones(3, 2))
     assert torch.allclose(activity.mean_abs, net(x).abs().mean(0), rtol=1e-3)
-
-
-def test_a_penalty_on_no_weight_at_all_is_nothing():
-    training.add_l1_([], 0.1)

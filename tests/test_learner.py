@@ -99,7 +99,6 @@ def test_the_readme_works_with_every_form_of_data(form, tmp_path):
     x, y = data()[1]
     logits = learner.predict(x, task="digits-0")
     assert logits.shape == (60, 3)
-    assert not logits.requires_grad
     assert float((logits.argmax(1) == y).float().mean()) == pytest.approx(result.accuracy)
     assert result.accuracy > 0.8
     assert (result.task, result.n_classes, result.margin) == ("digits-0", 3, 0.002)
@@ -287,9 +286,10 @@ def test_a_predictor_is_independent_of_the_learner():
 
 
 def test_any_batch_can_be_predicted_and_a_wrong_one_is_refused():
-    learner, x = new("resnet"), data()[1][0]
-    learn(learner)
+    x = data()[1][0]
+    learn(learner := new("resnet"))
     logits = learner.predict(x, task="a")
+    assert not learner.predict(x.clone().requires_grad_(), task="a").requires_grad
     for n in (0, 1, 5):
         assert torch.allclose(learner.predict(x[:n], task="a"), logits[:n], atol=1e-5)
     with pytest.raises(clnp.TaskError, match=r"no task 'b' is learned: expected one of 'a'"):
@@ -347,17 +347,17 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_after_an_error_the_learner_is_what_it_was_and_works(case, used):
     settings, error, message = WRONG[case]
-    before, rng, n_threads = snapshot(used), torch.random.get_rng_state(), torch.get_num_threads()
+    before, rng, n_threads, told = snapshot(used), torch.random.get_rng_state(), torch.get_num_threads(), []
     with pytest.raises(error, match=message) as caught:
-        learn(used, **{"name": "new", "threads": n_threads + 1, **settings})
+        learn(used, **{"name": "new", "threads": n_threads + 1, "progress": told.append, **settings})
+    assert told == [], "before any training, where it can be known"
     assert isinstance(caught.value, clnp.ClnpError)
     assert torch.get_num_threads() == n_threads
     # A user's own DataLoader draws from the global generator.
     assert torch.equal(torch.random.get_rng_state(), rng) or case == "late label"
     assert_unchanged(used, before)
-    again = copy.deepcopy(used)
     if case in ("duplicate name", "loss", "late label"):
-        assert learn(again, "new", 2).task == "new"
+        assert learn(copy.deepcopy(used), "new", 2).task == "new"
         assert_unchanged(used, before)
 
 

@@ -34,13 +34,14 @@ class Watch:
     def __init__(self, monkeypatch, number=0, spoil=(), validation=None):
         self.train, self.validation = data(number)
         self.validation = validation or self.validation
-        self.n_finetuned, self.spoil = 0, spoil
+        self.n_finetuned, self.spoil, self.calls = 0, spoil, []
         self.correct, self.correct_train, self.unpruned = None, None, None
         self.real = clnp.pruning.fit
         monkeypatch.setattr(clnp.pruning, "fit", self.fit)
 
     def fit(self, network, *args, phase, **kwargs):
         self.real(network, *args, phase=phase, **kwargs)
+        self.calls.append({"phase": phase, **kwargs})
         if phase == "train":
             with torch.no_grad():
                 self.correct = correct_of(network(self.validation[0]), self.validation[1])
@@ -101,8 +102,36 @@ def test_the_margin_holds_whatever_fine_tuning_does(rounds, spoil, monkeypatch):
     learn(learner, Watch(monkeypatch, 5), "before")
     monkeypatch.undo()
     watch = Watch(monkeypatch, spoil=spoil)
-    watch.check(learner, learn(learner, watch, rounds=rounds), 0.02)
+    result = learn(learner, watch, rounds=rounds)
+    watch.check(learner, result, 0.02)
     assert watch.n_finetuned == rounds
+    assert sum(result.claimed.values()) < 18, "what was pruned before stays pruned: not the whole pool is kept"
+
+
+def test_survivors_train_on_gently(monkeypatch):
+    watch = Watch(monkeypatch)
+    learn(new(), watch, rounds=2, epochs=4, finetune_epochs=3, lr=0.01, l1=1e-3)
+    told = [(call["phase"], call["epochs"], call["lr"], call["l1"]) for call in watch.calls]
+    assert told == [("train", 4, 0.01, 1e-3)] + 2 * [("finetune", 3, 0.005, 0.0)]
+    assert len({call["place"] for call in watch.calls}) == 3, "each with random numbers of its own"
+
+
+def test_a_predictor_that_rounding_tips_out_of_the_margin_is_not_committed(monkeypatch):
+    real, calls = clnp.learner.n_correct, []
+    monkeypatch.setattr(clnp.learner, "n_correct", lambda *args: calls.append(0) or (real(*args) if len(calls) > 1 else 0))
+    learner, watch = new(), Watch(monkeypatch)
+    result = learn(learner, watch, pool=7)
+    watch.check(learner, result, 0.02)
+    assert result.claimed == {"2": 7, "5": 7}, "the unpruned network is"
+
+
+def test_a_shared_head_is_committed_as_it_was_trained(monkeypatch):
+    learner = new()
+    for number, head in enumerate(("multi", "single", "single", "single")):
+        watch = Watch(monkeypatch, number)
+        result = learn(learner, watch, f"t{number}", head=head, finetune_epochs=0, epochs=8, pool=4)
+        watch.check(learner, result, 0.02)
+        monkeypatch.undo()
 
 
 def test_the_margin_holds_where_no_new_unit_is_needed(monkeypatch):
@@ -157,9 +186,10 @@ def test_pruning_alone_leaves_every_surviving_weight_as_it_was_trained(monkeypat
     assert torch.equal(found["head.weight"], trained["head_pool"][:, kept["5"]])
 
 
-def test_statistics_of_norms_are_those_of_the_network_that_is_committed():
+@pytest.mark.parametrize("finetune_epochs", [0, 1])
+def test_statistics_of_norms_are_those_of_the_network_that_is_committed(finetune_epochs):
     learner, ((x, y), validation) = new("vgg"), data(0)
-    settings = {"epochs": 8, "margin": 0.2, "pool": 0.5, "finetune_epochs": 1}
+    settings = {"epochs": 8, "margin": 0.2, "pool": 0.5, "finetune_epochs": finetune_epochs}
     assert len(x) <= clnp.training.ESTIMATE_BATCH, "one batch holds them all"
     result = learner.learn("a", (x, y), validation, config=clnp.LearnConfig(**settings))
     assert sum(result.claimed.values()) < 14, "something was pruned"
@@ -296,6 +326,14 @@ def test_a_predictor_that_answers_nan_is_never_committed():
     x, y = linear_task()
     with pytest.raises((clnp.TrainingError, clnp.DataError)):
         learn_linear(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU()), (x * 1e25, y))
+
+
+def test_what_answers_infinity_on_validation_data_is_never_committed():
+    x, y = linear_task()
+    learner = clnp.Learner(Net(lambda n, x: n.a(x) ** 4, a=nn.Linear(8, 6)), x[:2])
+    with pytest.raises(clnp.TrainingError, match="task 'a' was abandoned: the trained network answers NaN or infinity on validation data"):
+        learner.learn("a", (x, y), (x * 1e12, y), config=clnp.LearnConfig(epochs=1))
+    assert learner.tasks == ()
 
 
 class Examples(torch.utils.data.Dataset):

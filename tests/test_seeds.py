@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -121,3 +122,7 @@ def test_dropout_in_a_seeded_block_is_repeatable():
         two = torch.nn.functional.dropout(x, 0.5)
     assert torch.equal(one, two)
     assert 300 < int((one == 0).sum()) < 700
+
+
+def test_a_seed_may_be_any_whole_number():
+    assert seed_of(np.int64(3), "task") == seed_of(3, "task")

@@ -365,3 +365,20 @@ def test_a_layer_of_the_trunk_may_be_called_head(part):
     net = Net(lambda n, x: n.head(x), head=part)
     network, _, head = make(net, (4,), [], [0, 1, 2, 3])
     network.write({key: tensor.detach().clone() for key, tensor in state_of(net).items()}, head)
+
+
+def test_a_weight_that_is_fixed_stays_what_it_is_or_is_refused():
+    net = Net(lambda n, x: n.a(torch.relu(F.linear(x, n.w))), w=torch.randn(5, 4), a=nn.Linear(5, 3))
+    try:
+        wiring = trace(net, torch.zeros(2, 4))
+    except WiringError:
+        return
+    state = {key: tensor.detach().clone() for key, tensor in state_of(net).items()}
+    initialise_(wiring, state, torch.zeros(8, dtype=torch.bool), torch.ones(8, dtype=torch.bool), torch.Generator().manual_seed(0))
+    assert torch.equal(state["w"], net.w)
+
+
+def test_a_bias_that_is_computed_is_refused():
+    net = Net(lambda n, x: F.linear(x, n.w, n.b * 2), w=nn.Parameter(torch.randn(5, 4)), b=torch.ones(5))
+    with pytest.raises(WiringError):
+        make(net, (4,), [], [0, 1])

@@ -10,6 +10,7 @@ import json
 import pickle
 import random
 import shutil
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -109,7 +110,7 @@ def test_what_is_loaded_is_what_was_saved_and_learns_on_alike(network, tmp_path)
 
 
 def test_a_learner_without_tasks_can_be_saved(tmp_path):
-    clnp.Learner(small.network("mlp"), torch.zeros(2, *small.SHAPE), seed=3).save(tmp_path)
+    learned("mlp", {}, seed=3).save(tmp_path)
     found = load(tmp_path)
     assert (found.tasks, found.seed) == ((), 3)
     assert learn(found, "first").task == "first"
@@ -296,15 +297,11 @@ def test_a_description_that_cannot_be_is_refused(changes, message, saved):
 
 
 def test_another_network_is_refused(saved):
-    class Wider(nn.Sequential):
-        pass
-
-    wider = nn.Sequential(
-        nn.Flatten(), nn.Dropout(0.1), nn.Linear(64, 21), nn.ReLU(), nn.Dropout(0.1), nn.Linear(21, 16), nn.Tanh(), nn.Dropout(0.1)
-    )
+    wider = small.network("mlp")
+    wider[2], wider[5] = nn.Linear(64, 21), nn.Linear(21, 16)
     other = small.network("mlp")
     other[3] = nn.Tanh()
-    for model in (wider, other, small.network("vgg"), Wider(*small.network("mlp"), nn.ReLU())):
+    for model in (wider, other, small.network("vgg"), nn.Sequential(small.network("mlp"))):
         with pytest.raises(clnp.StoreError, match=r"made with another network\. Expected groups .* Pass the network that it was made with"):
             clnp.Learner.load(saved, model)
 
@@ -315,10 +312,9 @@ def test_what_is_no_model_directory_is_refused(tmp_path):
     with pytest.raises(clnp.StoreError, match=r"it holds no model\.json"):
         load(tmp_path)
     (tmp_path / "file").write_text("a file")
-    learner = clnp.Learner(small.network("mlp"), torch.zeros(2, *small.SHAPE))
     for directory in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(clnp.StoreError, match="cannot save the model to"):
-            learner.save(directory)
+            empty("mlp", 0).save(directory)
 
 
 def test_a_crash_while_saving_leaves_what_was_there(original, tmp_path, monkeypatch):
@@ -386,15 +382,19 @@ def test_a_flipped_bit_in_the_description_is_refused(old, new, saved):
 
 def test_a_layer_may_be_called_format(tmp_path):
     def make():
-        net = nn.Sequential(nn.Flatten())
-        net.add_module("format", nn.Linear(64, 8))
-        return net
+        return nn.Sequential(OrderedDict(flat=nn.Flatten(), format=nn.Linear(64, 8)))
 
-    learner = clnp.Learner(make(), torch.zeros(2, *small.SHAPE))
-    learner.save(tmp_path)
+    clnp.Learner(make(), torch.zeros(2, *small.SHAPE)).save(tmp_path)
     clnp.Learner.load(tmp_path, make())
 
 
-def test_a_transposed_buffer_can_be_saved(tmp_path):
-    net = Net(lambda n, x: n.a((x * n.mask).flatten(1)), a=nn.Linear(64, 8), mask=torch.rand(8, 8).t())
-    clnp.Learner(net, torch.zeros(2, *small.SHAPE)).save(tmp_path)
+def test_buffers_are_restored_whatever_their_layout(tmp_path):
+    """Views, which safetensors refuses, too; what the given model holds does not matter."""
+
+    def make():
+        return Net(lambda n, x: n.a((x * n.mask).flatten(1)), a=nn.Linear(64, 8), mask=torch.rand(8, 8).t())
+
+    learner = clnp.Learner(make(), torch.zeros(2, *small.SHAPE))
+    learn(learner, "a")
+    learner.save(tmp_path)
+    assert_same(learner, clnp.Learner.load(tmp_path, make()))

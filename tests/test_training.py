@@ -22,11 +22,11 @@ CPU = torch.device("cpu")
 N = 60
 
 
-def trunk(*, norm=True, dropout=0.2):
+def trunk(dropout=0.2):
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(1, 6, 3),
-        nn.BatchNorm2d(6) if norm else nn.Identity(),
+        nn.BatchNorm2d(6),
         nn.ReLU(),
         nn.Dropout(dropout),
         nn.Conv2d(6, 5, 3),
@@ -85,13 +85,13 @@ def test_the_l1_gradient_is_the_sign():
 
 
 def test_one_step_of_sgd_is_the_loss_and_the_penalty_and_nothing_else(data):
-    network = make(trunk(dropout=0.0))
+    network = make(trunk(0.0))
     network.train()
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     x, y = data.x[:16], data.y[:16]
     loss = F.cross_entropy(network(x), y) + 0.03 * sum(p.abs().sum() for p in network.parameters() if p.dim() > 1)
     gradients = dict(zip(before, torch.autograd.grad(loss, list(network.parameters())), strict=True))
-    step = make(trunk(dropout=0.0))
+    step = make(trunk(0.0))
     learn(step, TensorExamples(x, y), optimizer="sgd", momentum=0.0, lr=0.1, l1=0.03, schedule="constant", epochs=1)
     for name, p in step.named_parameters():
         assert torch.allclose(p, before[name] - 0.1 * gradients[name], atol=1e-5), name
@@ -190,13 +190,11 @@ def test_every_epoch_has_an_order_and_a_noise_of_its_own(data, monkeypatch):
 
 def test_progress_tells_every_epoch(data):
     events = []
-    learn(make(trunk(dropout=0.0)), data, epochs=3, batch_size=20, lr=1e-9, progress=events.append)
-    assert [(e["event"], e["task"], e["phase"], e["epoch"], e["epochs"]) for e in events] == [
-        ("epoch", "a", "train", n, 3) for n in (1, 2, 3)
-    ]
-    network = make(trunk(dropout=0.0)).train()
+    learn(make(trunk(0.0)), data, epochs=3, batch_size=20, lr=1e-9, progress=events.append)
+    told = [{key: value for key, value in event.items() if key != "loss"} for event in events]
+    assert told == [{"event": "epoch", "task": "a", "phase": "train", "epoch": n, "epochs": 3} for n in (1, 2, 3)]
+    network = make(trunk(0.0)).train()
     assert events[0]["loss"] == pytest.approx(F.cross_entropy(network(data.x), data.y).item(), rel=0.2)
-    assert set(events[0]) == {"event", "task", "phase", "epoch", "epochs", "loss"}
 
 
 # ---- patience

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -253,8 +254,7 @@ def test_the_graph_depends_on_the_architecture_alone(name):
 
 def test_the_same_code_in_another_line_has_the_same_hash():
     one, two = (capture(kind(lambda n, x: n.a(x), a=nn.Linear(4, 2)), torch.zeros(2, 4)) for kind in (Net, Elsewhere))
-    assert one.nodes[-2].source != two.nodes[-2].source
-    assert one.hash == two.hash
+    assert (one.nodes[-2].source == two.nodes[-2].source, one.hash == two.hash) == (False, True)
 
 
 def test_another_architecture_has_another_hash():
@@ -288,8 +288,7 @@ UNKNOWN = {
 def test_an_operation_without_a_rule_is_refused_by_name_and_source_line(op):
     message = refused(Net(UNKNOWN[op], **LINEAR), 8)
     assert f"no rule for the operation aten.{op}" in message
-    assert "at '(top level)' (" in message
-    assert "test_wiring.py:" in message
+    assert re.search(r"at '\(top level\)' \(.*test_wiring\.py:\d+: ", message)
     assert "clnp.wiring.RULES" in message
     assert not any(f"aten.{op}." in rule for rule in RULES)
 

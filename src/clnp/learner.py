@@ -21,7 +21,7 @@ from clnp.records import GroupCapacity, LearnResult, TaskRecord
 from clnp.room import room
 from clnp.sources import Source, open_data
 from clnp.split import Head, SplitNetwork, initialise_, split
-from clnp.training import Progress, check_device, n_correct, threads
+from clnp.training import Progress, check_device, check_seed, n_correct, threads
 from clnp.wiring import Wiring, trace, without_head
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Learner:
     """
 
     def __init__(self, model: nn.Module, example_input: Tensor, *, head: str | None = None, seed: int = 0) -> None:
-        self.seed = seed
+        self.seed = check_seed(seed)
         self._head_path = head
         self._original_head: tuple[Tensor, Tensor] | None = None
         trunk = model

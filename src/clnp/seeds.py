@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ def seed_of(*place: int | str) -> int:
     >>> seed_of(0, "task", 3) == seed_of(0, "task", 4)
     False
     """
-    digest = hashlib.sha256(json.dumps(place).encode()).digest()
+    digest = hashlib.sha256(json.dumps([part if isinstance(part, str) else operator.index(part) for part in place]).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 

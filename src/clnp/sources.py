@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,6 +56,9 @@ class StreamExamples:
 
     loader: Iterable[Any]
     what: str = "data"
+    shape: tuple[int, ...] | None = None
+    """Of one example, once it is known: every batch is checked, for only the first ones are seen before training."""
+    dtype: torch.dtype | None = None
 
     def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[tuple[None, Tensor, Tensor]]:
         """Yield (None, x, y) in the loader's own order and batch size."""
@@ -65,7 +68,10 @@ class StreamExamples:
         empty = True
         for batch in self.loader:
             empty = False
-            yield None, *_pair(batch, self.what)
+            x, y = _pair(batch, self.what)
+            if self.shape is not None and self.dtype is not None:
+                check(TensorExamples(x, y), self.what, self.shape, self.dtype)
+            yield None, x, y
         if empty:
             raise DataError(f"cannot use the {self.what}: the loader gave no batch. Pass an iterable that can be iterated once per epoch.")
 
@@ -86,7 +92,7 @@ def _check_labels_are_whole(y: Tensor, what: str) -> None:
         raise DataError(f"cannot use the {what}: expected integer labels, found {y.dtype}. Convert y with .long().")
 
 
-def examples(source: Source, what: str, config: LearnConfig) -> Examples:
+def examples(source: Source, what: str, config: LearnConfig, *, training: bool = False) -> Examples:
     """Bring a user's data into one form.
 
     A Dataset with an attribute `deterministic = True` is read into memory once; any other is loaded again every epoch,
@@ -96,6 +102,7 @@ def examples(source: Source, what: str, config: LearnConfig) -> Examples:
         source: see `Source`.
         what: "training data of task 'a'": named in messages.
         config: its batch size is that of the loader that is made for a Dataset.
+        training: leave out a last smaller batch of a Dataset, another one each epoch; data that are read once are read whole.
 
     Raises:
         DataError: the source has another form, or is empty.
@@ -110,7 +117,7 @@ def examples(source: Source, what: str, config: LearnConfig) -> Examples:
         if len(source) == 0:  # pyright: ignore[reportArgumentType]
             raise DataError(f"cannot use the {what}: it is empty.")
         size = config.batch_size_for(len(source))  # pyright: ignore[reportArgumentType]
-        loader = DataLoader(source, batch_size=size, shuffle=True, generator=torch.Generator(), drop_last=len(source) >= size)  # pyright: ignore[reportArgumentType]
+        loader = DataLoader(source, batch_size=size, shuffle=True, generator=torch.Generator(), drop_last=training and len(source) >= size)  # pyright: ignore[reportArgumentType]
         return StreamExamples(loader, what)
     if isinstance(source, Iterable) and not isinstance(source, (tuple, list, Tensor, Iterator)):
         return StreamExamples(source, what)
@@ -213,7 +220,7 @@ def open_data(
         DataError: what is wrong with which data, and what to do.
     """
     what, what_held_out = f"training data of task '{name}'", f"validation data of task '{name}'"
-    whole = examples(train, what, config)
+    whole = examples(train, what, config, training=not getattr(train, "deterministic", False))
     # A user's loader may draw from the global generator: it is given a seed for the while, and left as it was.
     with seeds.drawing_from(generator):
         if getattr(train, "deterministic", False):
@@ -232,6 +239,8 @@ def open_data(
     seen = whole if isinstance(whole, TensorExamples) else sample
     if len(torch.unique(seen.y)) < 2:
         raise DataError(f"cannot learn task '{name}': its training data hold a single class; a classifier needs at least two.")
+    if isinstance(whole, StreamExamples):
+        whole = replace(whole, shape=tuple(shape), dtype=dtype)
     return TaskData(_long(whole), _long(held_out), _long(sample), n_classes)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,16 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clnp import seeds
-from clnp.errors import ConfigError, TrainingError
+from clnp.errors import ConfigError, DataError, TrainingError
 from clnp.importance import Activity
 from clnp.narrow import narrow, positions, with_everyone
 from clnp.sources import Examples, StreamExamples, TensorExamples, check_labels
+from clnp.split import SplitNetwork
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
 
     from clnp.config import LearnConfig
-    from clnp.split import SplitNetwork
     from clnp.wiring import Wiring
 
 Progress = Callable[[dict[str, Any]], None]
@@ -75,6 +76,18 @@ def check_device(name: str) -> None:
         raise ConfigError(
             f"cannot train on device '{name}': expected cpu, or a device of this machine; torch says: {str(error).splitlines()[0]}"
         ) from error
+
+
+def check_seed(seed: int) -> int:
+    """Return a seed as a plain int, of numpy's integers too.
+
+    Raises:
+        ConfigError: it is no whole number.
+    """
+    try:
+        return operator.index(seed)
+    except TypeError:
+        raise ConfigError(f"cannot use the seed {seed!r}: expected a whole number, found {type(seed).__name__}.") from None
 
 
 def make_optimizer(parameters: Sequence[nn.Parameter], config: LearnConfig, lr: float) -> torch.optim.Optimizer:
@@ -192,7 +205,7 @@ def fit(
         with seeds.seeded(*place, "noise", epoch, device=device):
             for x, y, meets in batches(train, kept, batch_size, device, generator):
                 if isinstance(train, StreamExamples):
-                    check_labels(y, n_classes, f"training data of task '{task}'")
+                    _check_batch(network, y, n_classes, task)
                 loss = F.cross_entropy(network(x, meets), y)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -219,6 +232,16 @@ def fit(
     if not all(bool(torch.isfinite(tensor).all()) for tensor in network.state_dict().values()):
         raise TrainingError(_diverged(task, phase, epochs - 1, "a weight or a statistic"))
     network.eval()
+
+
+def _check_batch(network: Trainable, y: Tensor, n_classes: int, task: str) -> None:
+    """Check a batch of a stream, of which only the first examples were seen before training."""
+    check_labels(y, n_classes, f"training data of task '{task}'")
+    if len(y) == 1 and isinstance(network, SplitNetwork) and network.norms:
+        raise DataError(
+            f"cannot use the training data of task '{task}': a batch holds a single example, which a batch norm cannot norm. "
+            f"Give the DataLoader drop_last=True, or another batch size."
+        )
 
 
 def _diverged(task: str, phase: str, epoch: int, what: str) -> str:

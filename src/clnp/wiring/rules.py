@@ -165,12 +165,18 @@ def convolution(tracer: Tracer, node: Node, arguments: list[Any]) -> Tensor:
 
 def _weighted(tracer: Tracer, node: Node, arguments: list[Any], columns: Tensor) -> Tensor:
     weight: Value = arguments[1]
-    if weight.parameter is None:
-        raise WiringError(f"cannot isolate tasks in this network: the weight of {node.op} at {node.place} is not a parameter but computed.")
+    bias: Value | None = arguments[2] if len(arguments) > 2 else None
+    for what, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and not tensor.trainable:
+            found = "computed" if tensor.parameter is None else f"the buffer '{tensor.parameter}'"
+            raise WiringError(
+                f"cannot isolate tasks in this network: the {what} of {node.op} at {node.place} is not a parameter but {found}."
+            )
+    assert weight.parameter is not None
     rows = tracer.fresh(node, weight.shape[0])
     tracer.use(node, weight.parameter, rows, columns)
-    if len(arguments) > 2 and arguments[2] is not None:
-        tracer.use(node, arguments[2].parameter, rows)
+    if bias is not None and bias.parameter is not None:
+        tracer.use(node, bias.parameter, rows)
     return rows
 
 

@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     from clnp.wiring import Wiring
 
 Progress = Callable[[dict[str, Any]], None]
-EVALUATION_BATCH = 1000
+EVALUATION_BATCH = 250
+"""Examples in one step without gradient: a convolutional network's values still fit the cache, a dense one loses nothing."""
 ESTIMATE_BATCH = 250
-ESTIMATE_EXAMPLES = 2_000
-"""Examples from which batch-norm statistics are estimated again, always the same ones, for every candidate network."""
+ESTIMATE_EXAMPLES = 500
+"""Examples from which batch-norm statistics are estimated again, always the same ones, for every candidate network. Of the
+small VGG and ResNet, narrowed to 50, 70 and 85 %, 4,000 examples gave the same accuracy within the spread over samples."""
 
 
 class Trainable(Protocol):

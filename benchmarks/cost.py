@@ -20,30 +20,19 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clnp import metrics, seeds
+from clnp import metrics
 from clnp.benchmarks import get_benchmark
-from clnp.experiment import configure, versions
+from clnp.experiment import accuracy, build_trunk, configure, versions
 from clnp.files import write_atomic
 from clnp.methods import METHODS
-from clnp.models import get_model
-from clnp.training import EVALUATION_BATCH, threads
+from clnp.training import threads
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from clnp.data.task import Task
-    from clnp.methods import Method
-
 
 def quiet(_event: dict[str, object]) -> None:
     """Show nothing."""
-
-
-def accuracy(method: Method, task: Task) -> float:
-    """Return the test accuracy of a task."""
-    x, y = task.test
-    parts = zip(x.split(EVALUATION_BATCH), y.split(EVALUATION_BATCH), strict=True)
-    return sum(int((method.predict(inputs, task.name).argmax(1) == labels).sum()) for inputs, labels in parts) / len(y)
 
 
 def main() -> None:
@@ -63,8 +52,7 @@ def main() -> None:
     example = tasks[0].validation[0][:2]
 
     def trunk() -> nn.Module:
-        with seeds.seeded(config.seed, "model"):
-            return get_model(config.model)(tuple(example.shape[1:]))
+        return build_trunk(config, example)
 
     dense_epochs = options.dense_epochs or config.learn.total_epochs
     dense_config = config.learn.model_copy(update={"epochs": dense_epochs, "rounds": 1, "finetune_epochs": 0})

@@ -14,12 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from clnp import seeds
 from clnp.benchmarks import get_benchmark
-from clnp.experiment import configure, versions
+from clnp.experiment import build_trunk, configure, versions
 from clnp.files import write_atomic
 from clnp.learner import Learner
-from clnp.models import get_model
 
 # Each row is one change to the settings that the benchmark has today.
 CHANGES: dict[str, dict[str, Any]] = {
@@ -44,8 +42,7 @@ def measure(benchmark: str, data: Path | None, n_tasks: int, seed: int, change: 
     config = configure(benchmark, n_tasks=n_tasks, seed=seed, settings=change)
     tasks = get_benchmark(benchmark).tasks(data, seed, n_tasks)
     example = tasks[0].validation[0][:2]
-    with seeds.seeded(seed, "model"):
-        learner = Learner(get_model(config.model)(tuple(example.shape[1:])), example, seed=seed)
+    learner = Learner(build_trunk(config, example), example, seed=seed)
     rows: list[dict[str, Any]] = []
     for task in tasks:
         start = time.process_time()

@@ -35,6 +35,7 @@ FLOORS = {
     "training": 3,
     "pruning": 3,
     "room": 3,
+    "heads": 3,
     "learner": 4,
     "forecast": 4,
     "store": 4,
@@ -50,6 +51,7 @@ FLOORS = {
 # Neighbours on one floor that may lean on each other, in this direction only.
 NEIGHBOURS = {
     ("config", "errors"),
+    ("seeds", "errors"),
     ("rundir", "errors"),
     ("rundir", "files"),
     ("isolation", "allocation"),
@@ -57,6 +59,8 @@ NEIGHBOURS = {
     ("training", "narrow"),
     ("training", "split"),
     ("pruning", "split"),
+    ("heads", "narrow"),
+    ("heads", "split"),
     ("pruning", "training"),
     ("learner", "forecast"),
     ("learner", "store"),

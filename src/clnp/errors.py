@@ -17,6 +17,16 @@ True
 """
 
 
+def first_line(error: BaseException) -> str:
+    r"""Return the first line of an error that another library raised, for a message of one line.
+
+    >>> first_line(ValueError("too wide\nby far")), first_line(ValueError())
+    ('too wide', 'ValueError')
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
+
+
 class ClnpError(Exception):
     """The base of all of them: `except clnp.ClnpError` catches what this library raises on purpose."""
 

@@ -151,7 +151,7 @@ def run(config: RunConfig, out: Path, *, data: Path | None = None, command: str 
             progress(written)
             return written
 
-        method = METHODS[config.method](lambda: _trunk(config, example), example, config.learn, config.seed)
+        method = METHODS[config.method](lambda: build_trunk(config, example), example, config.learn, config.seed)
         past = _past(out, method)
         if past.started:
             record({"event": "run_resumed", "index": len(method.tasks), "versions": versions()})
@@ -163,7 +163,7 @@ def run(config: RunConfig, out: Path, *, data: Path | None = None, command: str 
                 method.save(out / rundir.MODEL)
             if index >= len(past.rows):
                 past.rows.append(_evaluate(method, tasks[: index + 1], record))
-        summary = _summary(config, tasks, method, past, n_parameters=sum(p.numel() for p in _trunk(config, example).parameters()))
+        summary = _summary(config, tasks, method, past, n_parameters=sum(p.numel() for p in build_trunk(config, example).parameters()))
         record({"event": "run_finished", "average_accuracy": summary["average_accuracy"], "forgetting": summary["forgetting"]})
         write_atomic(out / rundir.SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
         return summary
@@ -206,8 +206,8 @@ def _past(out: Path, method: Method) -> _Past:
     return past
 
 
-def _trunk(config: RunConfig, example: Tensor) -> nn.Module:
-    """Build the network without a head; its first weights depend on the seed alone."""
+def build_trunk(config: RunConfig, example: Tensor) -> nn.Module:
+    """Build a run's network without a head, for examples like a batch (B, ...); its first weights depend on the seed alone."""
     with seeds.seeded(config.seed, "model"):
         return MODELS[config.model](tuple(example.shape[1:]))
 
@@ -242,17 +242,19 @@ def _learn(method: Method, task: Task, index: int, record: Callable[[Json], Json
     return record({"event": "task_learned", "task": task.name, "index": index, **result, **times})
 
 
-def _evaluate(method: Method, tasks: Sequence[Task], record: Callable[[Json], Json]) -> list[float]:
-    """Return the test accuracy of every task learned so far, each predicted as itself.
+def accuracy(method: Method, task: Task) -> float:
+    """Return a method's test accuracy on a task, predicted as that task.
 
     The batches are always of one size: bits of the logits may depend on the shape of the batch.
     """
-    row: list[float] = []
-    for task in tasks:
-        x, y = task.test
-        batches = zip(x.split(training.EVALUATION_BATCH), y.split(training.EVALUATION_BATCH), strict=True)
-        correct = sum(int((method.predict(inputs, task.name).argmax(1).cpu() == labels).sum()) for inputs, labels in batches)
-        row.append(correct / len(y))
+    x, y = task.test
+    batches = zip(x.split(training.EVALUATION_BATCH), y.split(training.EVALUATION_BATCH), strict=True)
+    return sum(int((method.predict(inputs, task.name).argmax(1).cpu() == labels).sum()) for inputs, labels in batches) / len(y)
+
+
+def _evaluate(method: Method, tasks: Sequence[Task], record: Callable[[Json], Json]) -> list[float]:
+    """Return the test accuracy of every task learned so far."""
+    row = [accuracy(method, task) for task in tasks]
     record({"event": "evaluated", "after": len(tasks) - 1, "accuracies": row})
     return row
 

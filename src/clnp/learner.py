@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from clnp import seeds, store
-from clnp.allocation import FREE, Allocation
+from clnp import heads, seeds, store
+from clnp.allocation import Allocation
 from clnp.config import LearnConfig
 from clnp.errors import DataError, TaskError, WiringError
 from clnp.forecast import Forecast, forecast
 from clnp.isolation import severed
-from clnp.narrow import check_narrowing, narrow, positions, with_everyone
+from clnp.narrow import check_narrowing, narrow
 from clnp.pruning import Pruned, Trial, prune
 from clnp.records import GroupCapacity, LearnResult, TaskRecord
 from clnp.room import room
 from clnp.sources import Source, open_data
 from clnp.split import Head, SplitNetwork, initialise_, split
-from clnp.training import Progress, check_device, check_seed, n_correct, threads
+from clnp.training import Progress, check_device, n_correct, threads
 from clnp.wiring import Wiring, trace, without_head
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Learner:
     """
 
     def __init__(self, model: nn.Module, example_input: Tensor, *, head: str | None = None, seed: int = 0) -> None:
-        self.seed = check_seed(seed)
+        self.seed = seeds.check_seed(seed)
         self._head_path = head
         self._original_head: tuple[Tensor, Tensor] | None = None
         trunk = model
@@ -112,20 +112,13 @@ class Learner:
     def head_of(self, task: str) -> tuple[Tensor, Tensor]:
         """Return a task's head at the trunk's full width: weight (classes, F) and bias (classes,).
 
-        A single head sums, in task order, the columns of all tasks up to this one; its predictor reads those of needed units.
+        A single head sums the columns of all tasks up to this one; its predictor reads those of needed units.
 
         Raises:
             TaskError: there is no such task.
         """
         number = self._allocation.number(task)
-        record = self._records[task]
-        weight = record.weight.clone()
-        if record.head == "single":
-            for earlier in self.tasks[:number]:
-                if self._records[earlier].head == "single":
-                    n = min(record.n_classes, self._records[earlier].n_classes)
-                    weight[:n] += self._records[earlier].weight[:n]
-        return weight, record.bias
+        return heads.whole_head([self._records[name] for name in self.tasks[: number + 1]])
 
     def predictor(self, task: str) -> nn.Module:
         """Return the narrowed network of one task: input (B, ...) -> logits (B, classes).
@@ -262,7 +255,9 @@ class Learner:
             state={key: tensor.clone().to(config.device) for key, tensor in self._state.items()},
             owner=self.wiring.join(self._allocation.owner),
             needed=self._needed(),
-            head=self._new_head(data.n_classes, config, seeds.generator(*place, "head")),
+            head=heads.new_head(
+                self.wiring, self._allocation, list(self._records.values()), data.n_classes, config, seeds.generator(*place, "head")
+            ),
             data=data,
             config=config,
             task=name,
@@ -282,21 +277,6 @@ class Learner:
         rows = [self.wiring.join(self._allocation.needed[task]) for task in self.tasks]
         return torch.stack(rows) if rows else torch.zeros(0, self.wiring.n_units, dtype=torch.bool)
 
-    def _new_head(self, n_classes: int, config: LearnConfig, generator: torch.Generator) -> Head:
-        """Make the head that a task starts from: small random columns, of a single head those of earlier tasks too."""
-        n_features = len(self.wiring.features)
-        weight = torch.randn(n_classes, n_features, generator=generator) / n_features**0.5
-        bias = torch.zeros(n_classes)
-        if config.head == "single":
-            owned = positions(with_everyone(self.wiring.join(self._allocation.owner) != FREE), self.wiring.features)
-            weight[:, owned] = 0
-            for record in self._records.values():
-                if record.head == "single":
-                    n = min(n_classes, record.n_classes)
-                    weight[:n, owned] += record.weight[:n, owned]
-                    bias[:n] = record.bias[:n]
-        return Head(weight.to(config.device), bias.to(config.device), config.head == "single")
-
     def _commit(self, trial: Trial, pruned: Pruned, start: float) -> LearnResult:
         """Sever, measure the predictor as it will be, and only then take everything over."""
         trial.tell("commit", 0)
@@ -310,7 +290,7 @@ class Learner:
             if before - correct <= pruned.allowed:
                 break
         allocation = self._allocation.commit(trial.task, self.wiring.split(needed))
-        weight = self._own_columns(allocation, trial.task, head)
+        weight = heads.own_columns(self.wiring, allocation, trial.task, head)
         self._state, self._allocation = state, allocation
         self._records[trial.task] = TaskRecord(trial.data.n_classes, trial.config.head, weight, head.bias.cpu(), trial.config.private)
         groups = [group.name for group in self.wiring.groups]
@@ -340,18 +320,6 @@ class Learner:
             if labels.columns is not None:
                 state[name][severed(owner, everyone_needs, labels.rows, labels.columns).to(state[name].device)] = 0
         return {name: tensor.cpu() for name, tensor in state.items()}, head, needed
-
-    def _own_columns(self, allocation: Allocation, task: str, head: Head) -> Tensor:
-        """Return the head's columns that belong to a task: those of units it needs, or with a single head those it claimed."""
-        if head.shared:
-            units = self.wiring.join(allocation.owner) == allocation.number(task)
-            member = with_everyone(units, everyone=False)
-        else:
-            member = with_everyone(self.wiring.join(allocation.needed[task]))
-        own = positions(member, self.wiring.features)
-        weight = torch.zeros_like(head.weight, device="cpu")
-        weight[:, own] = head.weight.detach().cpu()[:, own]
-        return weight
 
     # ---- on disk
 

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from clnp.errors import WiringError
 from clnp.wiring import EVERYONE, Node, Ref, Wiring, kind_of, noisy
-from clnp.wiring.graph import CONSTANT, INPUT, OUTPUT, PARAMETER, resolve
+from clnp.wiring.graph import CONSTANT, INPUT, OUTPUT, PARAMETER, mode, resolve
 from clnp.wiring.labels import varying
 
 if TYPE_CHECKING:
@@ -145,11 +145,25 @@ class Emitter:
         args[5] = False
         return self.graph.call_function(resolve(node.op), tuple(args))
 
-    def align(self, value: fx.Node, name: str, target: Node, member: Tensor) -> fx.Node:
-        """Cut a value without units to the positions where the target has members: raw input that is added to units."""
+    def is_raw(self, name: str) -> bool:
+        """Tell whether a node's value is a tensor that belongs to no unit: raw input, or what is computed from it alone."""
+        labels = self.wiring.values.get(name)
+        return labels is not None and name not in self.wiring.parameter_nodes and bool((labels == EVERYONE).all())
+
+    def align(self, value: fx.Node | None, name: str, target: Node, member: Tensor) -> fx.Node | None:
+        """Cut raw input that meets units in the target to the positions where the target has members; leave all else as it is.
+
+        Args:
+            value: of the node `name` in this graph; None when it has none.
+            name: of the operand.
+            target: the operation that reads it.
+            member: bool (n_units + 1,).
+        """
+        if value is None or kind_of(target) not in ("pointwise", "norm") or not self.is_raw(name):
+            return value
         kept = kept_positions(self.wiring, target.name, member)
         shape, full = self.wiring.node(name).shape, target.shape or ()
-        if kept is None or shape is None or bool((self.wiring.values[name] != EVERYONE).any()):
+        if kept is None or shape is None:
             return value
         dim = kept[0] - len(full) + len(shape)
         if dim < 0 or shape[dim] == 1 or len(kept[1]) == full[kept[0]]:
@@ -223,13 +237,11 @@ def _emit(emitter: Emitter, node: Node, member: Tensor, values: Mapping[str, fx.
     """Emit one operation in evaluation mode, or return None when none of its value's units is kept."""
     if node.shape is not None and not present(emitter.wiring, node.name, member):
         return None
-    kind = kind_of(node)
 
     def operand(name: str) -> fx.Node | None:
-        value = values[name]
-        aligned = value is not None and kind in ("pointwise", "norm") and name not in emitter.wiring.parameter_nodes
-        return emitter.align(value, name, node, member) if aligned and value is not None else value
+        return emitter.align(values[name], name, node, member)
 
+    kind = kind_of(node)
     if kind == "noise":
         return operand(node.args[0].name)
     if kind == "norm":
@@ -237,31 +249,27 @@ def _emit(emitter: Emitter, node: Node, member: Tensor, values: Mapping[str, fx.
     return emitter.call(node, member, operand)
 
 
+CHECKED_BATCHES = (1, 3, 17)
+"""Batch sizes that a network is tried with: the capture saw 2, and the code may ask how large a batch is."""
+
+
 def check_narrowing(wiring: Wiring, state: Mapping[str, Tensor], trunk: nn.Module, example: Tensor) -> None:
-    """Check that the captured network, with all its units, does what the trunk does, at two batch sizes.
+    """Check that the captured network, with all its units, does what the trunk does, at several batch sizes.
 
     Raises:
         WiringError: it does not: the code of the trunk depends on something that the capture could not see.
     """
     network = narrow(wiring, state, torch.ones(wiring.n_units, dtype=torch.bool))
-    modes = [(module, module.training) for module in trunk.modules()]
-    try:
-        trunk.eval()
-        for n in (1, 3):
-            x = noisy(example, n)
-            with torch.no_grad():
-                expected, found = trunk(x), network(x.cpu())
-            if not isinstance(expected, Tensor):
-                raise WiringError(
-                    f"cannot use this network as a trunk: expected one tensor as its output, found {type(expected).__name__}."
-                )
-            expected = expected.cpu()
-            tolerance = 1e-4 * max(1.0, float(expected.abs().max()))
-            if expected.shape != found.shape or float((expected - found).abs().max()) > tolerance:
-                raise WiringError(
-                    f"cannot use this network: what was captured does not compute what it computes (batch of {n}). "
-                    f"Its forward pass may depend on the mode, the batch or an in-place change that a capture cannot see."
-                )
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    for n in CHECKED_BATCHES:
+        x = noisy(example, n)
+        with mode(trunk, training=False), torch.no_grad():
+            expected, found = trunk(x), network(x.cpu())
+        if not isinstance(expected, Tensor):
+            raise WiringError(f"cannot use this network as a trunk: expected one tensor as its output, found {type(expected).__name__}.")
+        expected = expected.cpu()
+        tolerance = 1e-4 * max(1.0, float(expected.abs().max()))
+        if expected.shape != found.shape or float((expected - found).abs().max()) > tolerance:
+            raise WiringError(
+                f"cannot use this network: what was captured does not compute what it computes (batch of {n}). "
+                f"Its forward pass may depend on the mode, the batch or an in-place change that a capture cannot see."
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -13,11 +13,11 @@ from clnp.importance import CRITERIA
 from clnp.isolation import closure
 from clnp.selection import Keep, allowed_loss, select
 from clnp.split import Head, SplitNetwork, split
-from clnp.training import activities, answers_finitely, estimate_norms_, fit, kept_values, n_correct, narrow_kept
+from clnp.training import ESTIMATE_EXAMPLES, activities, estimate_norms_, fit, kept_values, n_correct, n_correct_and_finite, narrow_kept
 
 if TYPE_CHECKING:
     from clnp.config import LearnConfig
-    from clnp.sources import TaskData, TensorExamples
+    from clnp.sources import Examples, TaskData, TensorExamples
     from clnp.training import Progress
     from clnp.wiring import Wiring
 
@@ -55,8 +55,9 @@ class Trial:
     place: tuple[int | str, ...]
     progress: Progress | None = None
     notices: list[str] = field(default_factory=list[str])
-    whole: tuple[SplitNetwork, tuple[Tensor, ...] | None] | None = None
-    """The first network that was trained and the values of its claimed graph for all training examples."""
+    whole: SplitNetwork | None = None
+    """The network of the whole pool: those that come later are parts of it, and read parts of its claimed graph's values."""
+    whole_kept: dict[str, tuple[Tensor, ...] | None] = field(default_factory=dict[str, "tuple[Tensor, ...] | None"])
 
     @property
     def device(self) -> torch.device:
@@ -73,17 +74,40 @@ class Trial:
         if self.progress is not None:
             self.progress({"event": "phase", "task": self.task, "phase": phase, "round": number})
 
+    def kept(self, network: SplitNetwork, part: Literal["train", "validation", "sample"]) -> tuple[Tensor, ...] | None:
+        """Return what the claimed graph of a network answers to a part of the data; the whole network's is computed once."""
+        if self.whole is None:
+            self.whole = network
+        if part not in self.whole_kept:
+            first = self.data.sample.first(max(EVIDENCE, ESTIMATE_EXAMPLES))  # nobody looks at values of the rest
+            data: Examples = {"train": self.data.train, "validation": self.data.validation, "sample": first}[part]
+            self.whole_kept[part] = kept_values(self.whole, data, self.config.memory_limit, self.device)
+        return narrow_kept(self.whole_kept[part], self.whole, network)
+
+    def correct(self, network: SplitNetwork) -> int:
+        """Count the validation examples that a network answers correctly."""
+        return n_correct(network, self.data.validation, self.kept(network, "validation"))
+
+    def correct_witnesses(self, network: SplitNetwork) -> int:
+        """Count the witnesses that a network answers correctly, see `Bar`."""
+        witnesses = self.witnesses
+        if not len(witnesses):
+            return 0
+        kept = self.kept(network, "sample")
+        return n_correct(network, witnesses, None if kept is None else tuple(value[: len(witnesses)] for value in kept))
+
+    @property
+    def witnesses(self) -> TensorExamples:
+        """Training examples that fill up the evidence of few validation examples, see `Bar`."""
+        return self.data.sample.first(max(EVIDENCE - len(self.data.validation), 0))
+
     def fit(self, network: SplitNetwork, phase: str, number: int) -> None:
         """Train a network on the task's data: the whole pool first, survivors later."""
         config, first = self.config, phase == "train"
-        if self.whole is None:
-            self.whole = network, kept_values(network, self.data.train, config.memory_limit, self.device)
-        kept = narrow_kept(self.whole[1], self.whole[0], network)
-        kept_validation = kept_values(network, self.data.validation, config.memory_limit, self.device) if config.patience else None
         fit(
             network,
             self.data.train,
-            kept,
+            self.kept(network, "train"),
             config,
             phase=phase,
             epochs=config.epochs if first else config.finetune_epochs,
@@ -92,7 +116,7 @@ class Trial:
             n_classes=self.data.n_classes,
             place=(*self.place, phase, number),
             task=self.task,
-            validation=lambda: n_correct(network, self.data.validation, kept_validation),
+            validation=lambda: self.correct(network),
             progress=self.progress,
         )
 
@@ -117,37 +141,35 @@ class Bar:
 
     correct: int
     allowed: int
-    witnesses: TensorExamples
     correct_witnesses: int
     allowed_witnesses: int
 
 
-def set_bar(trial: Trial, network: SplitNetwork, kept: tuple[Tensor, ...] | None) -> Bar:
+def set_bar(trial: Trial, network: SplitNetwork) -> Bar:
     """Measure the unpruned network.
 
     Raises:
         TrainingError: it answers NaN or infinity to some validation example.
     """
-    if not answers_finitely(network, trial.data.validation, kept):
+    correct, finite = n_correct_and_finite(network, trial.data.validation, trial.kept(network, "validation"))
+    if finite < len(trial.data.validation):
         raise TrainingError(
             f"learning task '{trial.task}' was abandoned: the trained network answers NaN or infinity on validation data. "
             f"Earlier tasks are untouched. Look for extreme values in the data, and scale them."
         )
-    n = len(trial.data.validation)
-    witnesses = trial.data.sample.first(max(EVIDENCE - n, 0))
+    margin = trial.config.margin
     return Bar(
-        n_correct(network, trial.data.validation, kept),
-        allowed_loss(trial.config.margin, n),
-        witnesses,
-        n_correct(network, witnesses),
-        allowed_loss(trial.config.margin, len(witnesses)),
+        correct,
+        allowed_loss(margin, len(trial.data.validation)),
+        trial.correct_witnesses(network),
+        allowed_loss(margin, len(trial.witnesses)),
     )
 
 
 def within(trial: Trial, network: SplitNetwork, bar: Bar) -> bool:
     """Tell whether a network keeps the margin."""
-    lost = bar.correct - n_correct(network, trial.data.validation)
-    return lost <= bar.allowed and bar.correct_witnesses - n_correct(network, bar.witnesses) <= bar.allowed_witnesses
+    lost = bar.correct - trial.correct(network)
+    return lost <= bar.allowed and bar.correct_witnesses - trial.correct_witnesses(network) <= bar.allowed_witnesses
 
 
 def prune(trial: Trial, network: SplitNetwork, *, rounds: int, finetune: bool) -> Pruned:
@@ -157,7 +179,7 @@ def prune(trial: Trial, network: SplitNetwork, *, rounds: int, finetune: bool) -
     for its survivors train on; a round whose outcome is outside the margin is dropped. The last round prunes within the
     margin, and is kept as it was pruned when training on makes it worse than the margin allows.
     """
-    bar = set_bar(trial, network, kept_values(network, trial.data.validation, trial.config.memory_limit, trial.device))
+    bar = set_bar(trial, network)
     best = network
     for number in range(1, rounds + 1):
         last = number == rounds
@@ -191,20 +213,22 @@ def select_round(trial: Trial, network: SplitNetwork, bar: Bar, slack: int, numb
     for units, activity in activities(wiring, trial.state, network.visible, trial.head.weight, trial.data.sample, network.pool_units):
         scores[units] = torch.maximum(scores[units], CRITERIA[config.criterion](activity))
     trial.tell("select", number)
-    looked_at = (trial.data.validation, bar.witnesses, trial.data.sample if network.norms else trial.data.sample.first(0))
-    kept = [kept_values(network, data, config.memory_limit, trial.device) for data in looked_at]
+    looked_at = ("validation", "sample") if network.norms or len(trial.witnesses) else ("validation",)
+    all_kept = all(trial.kept(network, part) is not None for part in looked_at)
 
     def narrowed(keep: Keep, *, values_kept: bool) -> SplitNetwork:
         units = trial.close(wiring.join(keep))
         claimed, pool = units & network.claimed_units, units & network.pool_units
         smaller = split(wiring, trial.state, claimed, pool, trial.head, values_kept=values_kept)
-        estimate_norms_(smaller, trial.data.sample, narrow_kept(kept[2], network, smaller))
+        reestimate_(trial, smaller)
         return smaller
 
     def measure(keep: Keep) -> int:
-        smaller = narrowed(keep, values_kept=all(values is not None for values in kept))
-        lost = bar.correct_witnesses - n_correct(smaller, bar.witnesses, narrow_kept(kept[1], network, smaller))
-        correct = n_correct(smaller, trial.data.validation, narrow_kept(kept[0], network, smaller))
+        smaller = narrowed(keep, values_kept=all_kept)
+        correct = trial.correct(smaller)
+        # A network that validation data refuse need not be shown the witnesses.
+        allowed = correct >= bar.correct - slack * bar.allowed
+        lost = bar.correct_witnesses - trial.correct_witnesses(smaller) if allowed else 0
         return correct if lost <= slack * bar.allowed_witnesses else -len(trial.data.validation) - 1
 
     visible = wiring.split(network.visible)
@@ -218,4 +242,4 @@ def select_round(trial: Trial, network: SplitNetwork, bar: Bar, slack: int, numb
 def reestimate_(trial: Trial, network: SplitNetwork) -> None:
     """Estimate the pool's batch-norm statistics again, on the same examples as during selection."""
     if network.norms:
-        estimate_norms_(network, trial.data.sample, kept_values(network, trial.data.sample, trial.config.memory_limit, trial.device))
+        estimate_norms_(network, trial.data.sample, trial.kept(network, "sample"))

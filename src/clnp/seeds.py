@@ -14,8 +14,22 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from clnp.errors import ConfigError
+
 if TYPE_CHECKING:
     from collections.abc import Generator
+
+
+def check_seed(seed: int) -> int:
+    """Return a seed as a plain int, of numpy's integers too.
+
+    Raises:
+        ConfigError: it is no whole number.
+    """
+    try:
+        return operator.index(seed)
+    except TypeError:
+        raise ConfigError(f"cannot use the seed {seed!r}: expected a whole number, found {type(seed).__name__}.") from None
 
 
 def seed_of(*place: int | str) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from clnp import seeds
-from clnp.errors import DataError
+from clnp.errors import DataError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -139,11 +139,7 @@ def _joined(parts: list[tuple[Tensor, Tensor]], what: str) -> TensorExamples:
     try:
         return TensorExamples(torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts]))
     except RuntimeError as error:
-        raise DataError(f"cannot use the {what}: its batches do not fit together ({_first_line(error)}).") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0]
+        raise DataError(f"cannot use the {what}: its batches do not fit together ({first_line(error)}).") from error
 
 
 def check(source: Examples, what: str, shape: Sequence[int], dtype: torch.dtype) -> None:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from clnp.narrow import Emitter, narrow, positions, present, take, with_everyone
-from clnp.wiring import EVERYONE, Node, Ref, Wiring, kind_of
+from clnp.wiring import Node, Ref, Wiring, kind_of
 from clnp.wiring.graph import CONSTANT, INPUT, OUTPUT, PARAMETER, references, resolve
 
 if TYPE_CHECKING:
@@ -272,7 +272,7 @@ class _PoolBuilder:
                 self.given[node.name] = self._frozen_norm(node)
             else:
                 self.given[node.name] = self.emitter.call(
-                    node, self.given_member, lambda name: self._aligned(name, node, self.given_member)
+                    node, self.given_member, lambda name: self.emitter.align(self.given[name], name, node, self.given_member)
                 )
         if present(self.wiring, node.name, self.pool_member):
             if kind == "noise":
@@ -287,18 +287,12 @@ class _PoolBuilder:
     def _operands(self, node: Node) -> list[str]:
         return references([list(node.args), dict(node.kwargs)])
 
-    def _raw(self, name: str) -> bool:
-        return name in self.wiring.values and bool((self.wiring.values[name] == EVERYONE).all())
-
-    def _aligned(self, name: str, node: Node, member: Tensor) -> fx.Node | None:
-        value = self.given[name]
-        cut = value is not None and kind_of(node) in ("pointwise", "norm") and self._raw(name)
-        return self.emitter.align(value, name, node, member) if cut and value is not None else value
-
     def _pool_operand(self, name: str, node: Node) -> fx.Node | None:
-        if self.pool[name] is not None or (self._raw(name) and kind_of(node) == "cat"):
+        """Return what a pool operation reads: the pool's version, else raw input or a size; claimed units reach it through weights alone."""
+        raw = self.emitter.is_raw(name)
+        if self.pool[name] is not None or (raw and kind_of(node) == "cat"):
             return self.pool[name]
-        return self._aligned(name, node, self.pool_member) if self._raw(name) or name not in self.wiring.values else None
+        return self.emitter.align(self.given[name], name, node, self.pool_member) if raw or name not in self.wiring.values else None
 
     def _noise(self, node: Node, value: fx.Node | None) -> fx.Node:
         name = f"noise_{node.name}_{len(self.emitter.graph.nodes)}"
@@ -310,7 +304,7 @@ class _PoolBuilder:
 
         def operand(name: str) -> fx.Node | None:
             if name not in self.wiring.parameter_nodes:
-                return self._aligned(name, node, self.given_member)
+                return self.emitter.align(self.given[name], name, node, self.given_member)
             parameter = self.wiring.node(name).args[0]
             rows = positions(self.claimed, self.wiring.parameters[parameter].rows)
             return self.emitter.store(f"frozen.{parameter}", take(self.state[parameter], rows, None))
@@ -320,13 +314,13 @@ class _PoolBuilder:
     def _pool_norm(self, node: Node, source: str) -> fx.Node:
         names: list[str | None] = [None if ref is None else self.wiring.node(ref.name).args[0] for ref in node.args[1:5]]
         assert names[2] is not None
-        rows = positions(self.pool_member, self.wiring.parameters[names[2]].rows)
-        weight, bias, mean, var = (None if name is None else take(self.state[name], rows, None) for name in names)
-        assert mean is not None
-        assert var is not None
         name = self.norms.get(names[2], f"norm_{node.name}")
         if names[2] not in self.norms:  # else a norm that is used twice
             self.norms[names[2]] = name
+            rows = positions(self.pool_member, self.wiring.parameters[names[2]].rows)
+            weight, bias, mean, var = (None if name is None else take(self.state[name], rows, None) for name in names)
+            assert mean is not None
+            assert var is not None
             module = PoolNorm(weight, bias, mean, var, float(node.args[6]), float(node.args[7]))
             self.emitter.root.add_module(name, module)
             pairs = zip(names, (module.weight, module.bias, module.mean, module.var), strict=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clnp import seeds
-from clnp.errors import ConfigError, DataError, TrainingError
+from clnp.errors import ConfigError, DataError, TrainingError, first_line
 from clnp.importance import Activity
 from clnp.narrow import narrow, positions, with_everyone
 from clnp.sources import Examples, StreamExamples, TensorExamples, check_labels
@@ -76,20 +75,8 @@ def check_device(name: str) -> None:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
-            f"cannot train on device '{name}': expected cpu, or a device of this machine; torch says: {str(error).splitlines()[0]}"
+            f"cannot train on device '{name}': expected cpu, or a device of this machine; torch says: {first_line(error)}"
         ) from error
-
-
-def check_seed(seed: int) -> int:
-    """Return a seed as a plain int, of numpy's integers too.
-
-    Raises:
-        ConfigError: it is no whole number.
-    """
-    try:
-        return operator.index(seed)
-    except TypeError:
-        raise ConfigError(f"cannot use the seed {seed!r}: expected a whole number, found {type(seed).__name__}.") from None
 
 
 def make_optimizer(parameters: Sequence[nn.Parameter], config: LearnConfig, lr: float) -> torch.optim.Optimizer:
@@ -144,7 +131,9 @@ def narrow_kept(kept: tuple[Tensor, ...] | None, before: SplitNetwork, after: Sp
         value = kept[before.meets.index(name)]
         if dim is not None:
             old = labels.flatten()[positions(with_everyone(before.claimed_units), labels.flatten())]
-            value = value.index_select(dim, positions(with_everyone(after.claimed_units), old).to(value.device))
+            places = positions(with_everyone(after.claimed_units), old)
+            if len(places) < len(old):  # else there is nothing to cut, and a copy would cost more than the pass that reads it
+                value = value.index_select(dim, places.to(value.device))
         result.append(value)
     return tuple(result)
 
@@ -266,23 +255,21 @@ def add_l1_(weights: Sequence[nn.Parameter], l1: float) -> None:
 @torch.no_grad()
 def n_correct(network: nn.Module, data: TensorExamples, kept: tuple[Tensor, ...] | None = None) -> int:
     """Count the examples whose largest logit is that of their label. With `kept`, the network is a `SplitNetwork`."""
-    network.eval()
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    correct = 0
-    for x, y, meets in batches(data, kept, EVALUATION_BATCH, device):
-        logits = network(x) if meets is None else network(x, meets)
-        # An answer that is not a number is wrong, whatever argmax makes of it.
-        correct += int(((logits.argmax(1) == y) & torch.isfinite(logits).all(1)).sum())
-    return correct
+    return n_correct_and_finite(network, data, kept)[0]
 
 
 @torch.no_grad()
-def answers_finitely(network: SplitNetwork, data: TensorExamples, kept: tuple[Tensor, ...] | None) -> bool:
-    """Tell whether all logits are finite: weights may be, while a statistic has overflown."""
+def n_correct_and_finite(network: nn.Module, data: TensorExamples, kept: tuple[Tensor, ...] | None = None) -> tuple[int, int]:
+    """Count the correct answers, see `n_correct`, and those whose logits are all finite: weights may be, while a statistic has overflown."""
     network.eval()
-    return all(
-        bool(torch.isfinite(network(x, meets)).all()) for x, _, meets in batches(data, kept, EVALUATION_BATCH, network.head_bias.device)
-    )
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    correct = n_finite = 0
+    for x, y, meets in batches(data, kept, EVALUATION_BATCH, device):
+        logits = network(x) if meets is None else network(x, meets)
+        finite = torch.isfinite(logits).all(1)
+        # An answer that is not a number is wrong, whatever argmax makes of it.
+        correct, n_finite = correct + int(((logits.argmax(1) == y) & finite).sum()), n_finite + int(finite.sum())
+    return correct, n_finite
 
 
 @torch.no_grad()

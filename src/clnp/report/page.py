@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime
 from math import fsum
 from pathlib import Path
@@ -12,6 +11,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from clnp.errors import StoreError
+from clnp.files import write_atomic
 from clnp.report import wording
 from clnp.report.charts import Segment, bar, heat_step, task_colours
 from clnp.report.run import read_run
@@ -48,13 +48,10 @@ def write_report(run_dir: Path | str, out: Path | str | None = None) -> Path:
     path = run.directory if out is None else Path(out)
     path = path / "report.html" if path.is_dir() else path
     html = render(run)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(html, encoding="utf-8")
-        temporary.replace(path)
+        write_atomic(path, html)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise StoreError(
             f"cannot write the report '{path}': expected a place that can be written to, found {error.strerror}. Choose another with --out."
         ) from error

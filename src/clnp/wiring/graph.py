@@ -1,7 +1,8 @@
 """Capture a network once, with `torch.export`, as a list of plain records.
 
 The graph is captured in training mode, where batch norm and dropout are still single operations. In-place operations are
-turned into their plain twins: what reads the changed tensor later is pointed at the new value instead.
+turned into their plain twins: what reads the changed tensor later reads the operation's result in the captured graph already. A
+change through a view is not seen that way; `clnp.narrow.check_narrowing` finds it.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import operator
 import re
 import warnings
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 
-from clnp.errors import WiringError
+from clnp.errors import WiringError, first_line
 from clnp.seeds import generator
 
 if TYPE_CHECKING:
@@ -77,6 +79,11 @@ class Graph:
         """The name of the node whose value the network returns."""
         return self.nodes[-1].args[0].name
 
+    @cached_property
+    def by_name(self) -> Mapping[str, Node]:
+        """The nodes by name."""
+        return {node.name: node for node in self.nodes}
+
     @property
     def input(self) -> Node:
         """The node that is the network's input."""
@@ -122,7 +129,7 @@ def capture(model: nn.Module, example: Tensor) -> Graph:
         raise WiringError(f"cannot capture the network: the example input needs a batch dimension, found shape {tuple(example.shape)}.")
     # torch.export treats sizes 0 and 1 as constants: trace with two examples.
     example = torch.cat([example[:1], example[:1]])
-    with _training_mode(model), warnings.catch_warnings():
+    with mode(model, training=True), _fixed_momentum(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             program = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim.AUTO},), strict=False)
@@ -130,7 +137,7 @@ def capture(model: nn.Module, example: Tensor) -> Graph:
             raise WiringError(
                 f"cannot capture {type(model).__name__}: torch.export could not follow it on an input of shape {tuple(example.shape)}. "
                 f"Control flow that depends on the data, and input of another shape, are the usual reasons. "
-                f"It said: {_first_line(error)}"
+                f"It said: {first_line(error)}"
             ) from error
     return _convert(program, model)
 
@@ -159,7 +166,7 @@ def without_head(model: nn.Module, path: str, example: Tensor) -> tuple[nn.Modul
             example = noisy(example)
             features = headless(example)
         except Exception as error:
-            raise WiringError(f"cannot run the network on an input of shape {tuple(example.shape)}: {_first_line(error)}") from error
+            raise WiringError(f"cannot run the network on an input of shape {tuple(example.shape)}: {first_line(error)}") from error
         fits = isinstance(features, Tensor) and features.dim() == 2 and features.shape[1] == layer.in_features
         if not fits or not torch.allclose(whole(example), layer(features), rtol=1e-3, atol=1e-5):
             raise WiringError(
@@ -175,9 +182,20 @@ def noisy(example: Tensor, n: int | None = None) -> Tensor:
 
 
 @contextlib.contextmanager
-def _training_mode(model: nn.Module) -> Generator[None]:
-    """Put the model in training mode for the capture, and back after, module by module."""
-    modes = [(module, module.training) for module in model.modules()]
+def mode(model: nn.Module, *, training: bool) -> Generator[None]:
+    """Put a user's model in training or evaluation mode for a while, and back after, module by module."""
+    before = [(module, module.training) for module in model.modules()]
+    try:
+        model.train(training)
+        yield
+    finally:
+        for module, was_training in before:
+            module.training = was_training
+
+
+@contextlib.contextmanager
+def _fixed_momentum(model: nn.Module) -> Generator[None]:
+    """Give every batch norm of the model a momentum for the capture, and put None back after."""
     # momentum=None would make the captured statistics depend on a counter's value; they are estimated anew at commit anyway.
     cumulative = [
         module
@@ -185,20 +203,12 @@ def _training_mode(model: nn.Module) -> Generator[None]:
         if isinstance(module, nn.modules.batchnorm._NormBase) and module.momentum is None  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     ]
     try:
-        model.train()
         for module in cumulative:
             module.momentum = 0.1
         yield
     finally:
         for module in cumulative:
             module.momentum = None
-        for module, mode in modes:
-            module.training = mode
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
 
 
 def _convert(program: torch.export.ExportedProgram, model: nn.Module) -> Graph:
@@ -211,7 +221,6 @@ def _convert(program: torch.export.ExportedProgram, model: nn.Module) -> Graph:
     }
     canonical = _canonical_names(model)
     nodes: list[Node] = []
-    alias: dict[str, str] = {}
     symbols: dict[str, tuple[str, int]] = {}
     for raw in program.graph.nodes:
         if raw.op == "placeholder":
@@ -223,9 +232,9 @@ def _convert(program: torch.export.ExportedProgram, model: nn.Module) -> Graph:
                 kind = PARAMETER if raw.name in signature.inputs_to_parameters else CONSTANT
                 nodes.append(_record(raw, kind, (canonical.get(name, name),)))
         elif raw.op == "output":
-            nodes.append(_output(raw, alias))
+            nodes.append(_output(raw))
         elif raw.op == "call_function":
-            _convert_call(raw, nodes, alias, symbols)
+            _convert_call(raw, nodes, symbols)
         else:
             raise WiringError(
                 f"cannot capture {type(model).__name__}: it holds a nested graph ('{raw.op} {raw.target}'), a form of control flow."
@@ -247,28 +256,23 @@ def _canonical_names(model: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(id(tensor), name) for name, tensor in named}
 
 
-def _convert_call(raw: Any, nodes: list[Node], alias: dict[str, str], symbols: dict[str, tuple[str, int]]) -> None:
+def _convert_call(raw: Any, nodes: list[Node], symbols: dict[str, tuple[str, int]]) -> None:
     op = str(raw.target) if isinstance(raw.target, OpOverload) else f"operator.{raw.target.__name__}"
-    args = _plain(raw.args, alias)
+    args = _plain(raw.args)
     if op == "aten.sym_size.int":
         # Ask the input for its batch size, not an activation that a narrowed network may not have.
         name, dim = symbols.get(str(raw.meta["val"]), (args[0].name, args[1]))
         nodes.append(_record(raw, op, (Ref(name), dim)))
         return
     plain = re.sub(r"_\.", ".", op, count=1)
-    nodes.append(_record(raw, plain, args, {key: _plain(value, alias) for key, value in raw.kwargs.items()}))
-    if plain != op:
-        # An in-place operation: what reads its first argument from here on reads the result.
-        target = raw.args[0].name
-        alias[target] = raw.name
-        alias |= {old: raw.name for old, new in alias.items() if new == target}
+    nodes.append(_record(raw, plain, args, {key: _plain(value) for key, value in raw.kwargs.items()}))
 
 
-def _plain(value: Any, alias: Mapping[str, str]) -> Any:
+def _plain(value: Any) -> Any:
     if isinstance(value, torch.fx.Node):
-        return Ref(alias.get(value.name, value.name))
+        return Ref(value.name)
     if isinstance(value, (list, tuple)):
-        return type(value)([_plain(item, alias) for item in value])
+        return type(value)([_plain(item) for item in value])
     return value
 
 
@@ -298,11 +302,11 @@ def _source(stack_trace: str) -> str:
     return f"{own[-1][0]}:{own[-1][1]}: {own[-1][2].strip()}" if own else ""
 
 
-def _output(raw: Any, alias: Mapping[str, str]) -> Node:
+def _output(raw: Any) -> Node:
     values = [value for value in raw.args[0] if isinstance(value, torch.fx.Node)]
     if len(values) != 1:
         raise WiringError(f"cannot use this network as a trunk: expected one output tensor, found {len(values)} outputs.")
-    return Node(name="output", op=OUTPUT, args=(_plain(values[0], alias),))
+    return Node(name="output", op=OUTPUT, args=(_plain(values[0]),))
 
 
 def _live(nodes: list[Node]) -> list[Node]:

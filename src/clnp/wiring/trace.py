@@ -72,10 +72,6 @@ class Wiring:
         """The names of the nodes whose values are parameters or statistics of units."""
         return frozenset(n.name for n in self.graph.nodes if n.op in (PARAMETER, CONSTANT) and n.args[0] in self.parameters)
 
-    @cached_property
-    def _by_name(self) -> dict[str, Node]:
-        return {node.name: node for node in self.graph.nodes}
-
     @property
     def features(self) -> Tensor:
         """The units of the trunk's output (F,), which the heads read."""
@@ -83,7 +79,7 @@ class Wiring:
 
     def node(self, name: str) -> Node:
         """Return the node of that name."""
-        return self._by_name[name]
+        return self.graph.by_name[name]
 
     def split(self, units: Tensor) -> dict[str, Tensor]:
         """Cut a tensor over all units (n_units, ...) into one per group."""
@@ -165,7 +161,7 @@ class Tracer:
 
     def node(self, name: str) -> Node:
         """Return the node of that name."""
-        return next(node for node in self.graph.nodes if node.name == name)
+        return self.graph.by_name[name]
 
     def run(self) -> None:
         """Run labels through all nodes."""
@@ -220,7 +216,7 @@ def trace(model: nn.Module, example: Tensor) -> Wiring:
     graph = capture(model, example)
     tracer = Tracer(graph)
     tracer.run()
-    output = next(node for node in graph.nodes if node.name == graph.output)
+    output = graph.by_name[graph.output]
     if len(output.shape or ()) != 2:
         raise WiringError(
             f"cannot use this network as a trunk: expected an output of shape (B, features), found {output.shape}. Flatten it."

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -232,6 +233,23 @@ def test_list_names_everything(clnp):
     assert code == 0
     for name in [*BENCHMARKS, *METHODS, *MODELS, *CRITERIA, "epochs", "margin"]:
         assert name in out
+
+
+def test_results_fit_80_characters_with_whole_names_and_show_what_was_forgotten(finished):
+    run = read_run(finished)
+    tasks = [dataclasses.replace(task, name=f"permuted-mnist-{task.index}", seconds=754) for task in run.tasks]
+
+    def shown(matrix, **changes):
+        screen = Console(width=80, file=io.StringIO())
+        screen.print(console.results(dataclasses.replace(run, tasks=tuple(tasks), matrix=matrix, **changes)))
+        return screen.file.getvalue()
+
+    kept, lost = shown(((0.9, None), (0.9, 0.8))), shown(((0.9, None), (0.7, 0.8)), groups=())  # only a method without units forgets
+    for text in (kept, lost):
+        assert "permuted-mnist-1" in text
+    assert re.search(r"permuted-mnist-0 +90.00 % +\d", kept)
+    assert "at first" not in kept
+    assert re.search(r"70.00 % +90.00 %", lost)
 
 
 def test_status_of_a_finished_and_of_a_running_run(clnp, finished):

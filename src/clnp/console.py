@@ -150,15 +150,18 @@ def results(run: Run) -> RenderableType:
     state = "" if run.finished else f" · {len(run.tasks)} of {run.n_tasks} tasks learned"
     title = f"{run.benchmark} · {run.method} · {run.model} · seed {run.seed}{state}"
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("task")
+    table.add_column("task", overflow="fold")  # a name cut short could be any task's
     has_units = bool(run.groups)
-    columns = ["accuracy", "at first", *(["new units", "reused", "points paid"] if has_units else []), "time"]
+    last = run.matrix[-1] if run.matrix else ()
+    # A column for what was forgotten, only where something was: the table must fit a terminal of 80 characters.
+    changed = any(row[task.index] != now for task, row, now in zip(run.tasks, run.matrix, last, strict=False))
+    columns = ["accuracy", *(["at first"] if changed else []), *(["new units", "reused", "points paid"] if has_units else []), "time"]
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     for task in run.tasks:
-        row = run.matrix[task.index] if task.index < len(run.matrix) else ()
-        now = run.matrix[-1] if run.matrix else ()
-        cells = [percent(now[task.index] if task.index < len(now) else None), percent(row[task.index] if row else None)]
+        cells = [percent(last[task.index] if task.index < len(last) else None)]
+        if changed:
+            cells.append(percent(run.matrix[task.index][task.index] if task.index < len(run.matrix) else None))
         if has_units:
             cells += [str(sum(getattr(group, kind).get(task.name, 0) for group in run.groups)) for kind in ("claimed", "reused")]
             cells.append(f"{100 * task.margin.paid:.2f}" if task.margin else UNKNOWN)

@@ -195,7 +195,6 @@ def _cifar10_100(_name: str, data: Path | None, seed: int, n_tasks: int) -> list
 # Settings that differ from LearnConfig's defaults, chosen on validation data (docs/tuning.md tells how).
 SMALL: Mapping[str, Any] = {"epochs": 24, "margin": 0.02, "threads": 1}
 MNIST: Mapping[str, Any] = {"epochs": 10, "finetune_epochs": 10, "l1": 2e-5, "margin": 0.002, "pool": 0.2}
-CIFAR: Mapping[str, Any] = {"pool": 0.5}
 
 
 def _benchmark(
@@ -290,7 +289,6 @@ BENCHMARKS: dict[str, Benchmark] = {
             max_tasks=5,
             model="vgg-small",
             build=_split(load_cifar10, 2),
-            config=CIFAR,
         ),
         _benchmark(
             "cifar10-100",
@@ -300,7 +298,6 @@ BENCHMARKS: dict[str, Benchmark] = {
             max_tasks=11,
             model="zenke",
             build=_cifar10_100,
-            config=CIFAR,
         ),
         _benchmark(
             "split-cifar100-10x10",
@@ -310,7 +307,6 @@ BENCHMARKS: dict[str, Benchmark] = {
             max_tasks=10,
             model="resnet18-narrow",
             build=_split(load_cifar100, 10),
-            config=CIFAR,
         ),
         _benchmark(
             "split-cifar100-20x5",
@@ -320,7 +316,6 @@ BENCHMARKS: dict[str, Benchmark] = {
             max_tasks=20,
             model="resnet18-narrow",
             build=_split(load_cifar100, 5),
-            config=CIFAR,
         ),
     )
 }

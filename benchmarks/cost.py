@@ -17,8 +17,8 @@ import os
 import platform
 import sys
 import time
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from clnp import metrics
 from clnp.benchmarks import get_benchmark
@@ -26,9 +26,6 @@ from clnp.experiment import accuracy, build_trunk, configure, versions
 from clnp.files import write_atomic
 from clnp.methods import METHODS
 from clnp.training import threads
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 def quiet(_event: dict[str, object]) -> None:
@@ -51,9 +48,7 @@ def main() -> None:
     tasks = get_benchmark(options.benchmark).tasks(options.data, config.seed, config.n_tasks)
     example = tasks[0].validation[0][:2]
 
-    def trunk() -> nn.Module:
-        return build_trunk(config, example)
-
+    trunk = partial(build_trunk, config, example)
     dense_epochs = options.dense_epochs or config.learn.total_epochs
     dense_config = config.learn.model_copy(update={"epochs": dense_epochs, "rounds": 1, "finetune_epochs": 0})
     methods = {

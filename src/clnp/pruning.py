@@ -104,6 +104,8 @@ class Trial:
     def fit(self, network: SplitNetwork, phase: str, number: int) -> None:
         """Train a network on the task's data: the whole pool first, survivors later."""
         config, first = self.config, phase == "train"
+        # Cut once, not in every epoch.
+        kept_validation = self.kept(network, "validation") if config.patience else None
         fit(
             network,
             self.data.train,
@@ -116,7 +118,7 @@ class Trial:
             n_classes=self.data.n_classes,
             place=(*self.place, phase, number),
             task=self.task,
-            validation=lambda: self.correct(network),
+            validation=lambda: n_correct(network, self.data.validation, kept_validation),
             progress=self.progress,
         )
 

@@ -216,10 +216,11 @@ def open_data(
         DataError: what is wrong with which data, and what to do.
     """
     what, what_held_out = f"training data of task '{name}'", f"validation data of task '{name}'"
-    whole = examples(train, what, config, training=not getattr(train, "deterministic", False))
+    read_once = bool(getattr(train, "deterministic", False))
+    whole = examples(train, what, config, training=not read_once)
     # A user's loader may draw from the global generator: it is given a seed for the while, and left as it was.
     with seeds.drawing_from(generator):
-        if getattr(train, "deterministic", False):
+        if read_once:
             whole = in_memory(whole, what)
         held_out = in_memory(examples(validation, what_held_out, config), what_held_out)
         sample = _sample(whole, generator, what)

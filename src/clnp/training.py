@@ -17,6 +17,7 @@ from clnp.importance import Activity
 from clnp.narrow import narrow, positions, with_everyone
 from clnp.sources import Examples, StreamExamples, TensorExamples, check_labels
 from clnp.split import SplitNetwork
+from clnp.wiring.labels import varying
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -127,9 +128,8 @@ def narrow_kept(kept: tuple[Tensor, ...] | None, before: SplitNetwork, after: Sp
     result: list[Tensor] = []
     for name in after.meets:
         labels = before.wiring.values[name]
-        dim = next((d for d in range(labels.dim()) if labels.shape[d] > 1), None)
         value = kept[before.meets.index(name)]
-        if dim is not None:
+        for dim in varying(labels):  # one, or none
             old = labels.flatten()[positions(with_everyone(before.claimed_units), labels.flatten())]
             places = positions(with_everyone(after.claimed_units), old)
             if len(places) < len(old):  # else there is nothing to cut, and a copy would cost more than the pass that reads it
@@ -340,8 +340,7 @@ def activities(
 def _moments(value: Tensor, wiring: Wiring, name: str) -> list[Tensor]:
     """Return the means of |a|, a != 0, a and a^2 over all dimensions but that of the units: each (k,)."""
     labels = wiring.values[name]
-    dim = next((d for d in range(labels.dim()) if labels.shape[d] > 1), None)
-    flat = value.reshape(1, -1) if dim is None else value.transpose(0, dim).flatten(1)  # (k, B * positions)
+    flat = value.transpose(0, varying(labels)[0]).flatten(1) if varying(labels) else value.reshape(1, -1)  # (k, B * positions)
     return [flat.abs().mean(1), (flat != 0).float().mean(1), flat.mean(1), flat.square().mean(1)]
 
 

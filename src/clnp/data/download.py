@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from clnp.errors import DataError
+from clnp.errors import DataError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -124,7 +124,7 @@ def fetch(published: Published, cache: Path | None = None) -> Path:
                 try:
                     _fetch_from(address, published, folder, Path(scratch))
                 except _BROKEN as error:
-                    failures.append(f"{address}: {str(error).splitlines()[0][:300] if str(error) else type(error).__name__}")
+                    failures.append(f"{address}: {first_line(error)}")
                 else:
                     return folder
     except OSError as error:

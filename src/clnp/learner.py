@@ -14,7 +14,7 @@ from clnp.allocation import Allocation
 from clnp.config import LearnConfig
 from clnp.errors import DataError, TaskError, WiringError
 from clnp.forecast import Forecast, forecast
-from clnp.isolation import severed
+from clnp.isolation import norm_parts, severed
 from clnp.narrow import check_narrowing, narrow
 from clnp.pruning import Pruned, Trial, prune
 from clnp.records import GroupCapacity, LearnResult, TaskRecord
@@ -22,7 +22,7 @@ from clnp.room import room
 from clnp.sources import Source, open_data
 from clnp.split import Head, SplitNetwork, initialise_, split
 from clnp.training import Progress, check_device, n_correct, threads
-from clnp.wiring import Wiring, trace, without_head
+from clnp.wiring import Wiring, folded, trace, without_head
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -61,6 +61,7 @@ class Learner:
             trunk, layer = without_head(model, head, example_input)
             bias = torch.zeros(layer.out_features) if getattr(layer, "bias", None) is None else layer.bias.detach().cpu().clone()
             self._original_head = (layer.weight.detach().cpu().clone(), bias)
+        trunk = folded(trunk)
         self.wiring: Wiring = trace(trunk, example_input)
         if not self.wiring.n_units:
             raise WiringError("cannot learn tasks in this network: it has no units, for no layer of it has weights.")
@@ -135,7 +136,8 @@ class Learner:
         if task not in self._predictors:
             self._allocation.number(task)
             units = self.wiring.join(self._allocation.needed[task])
-            self._predictors[task] = narrow(self.wiring, self._state, units, head=self.head_of(task)).eval()
+            norms = norm_parts(self.wiring.join(self._allocation.owner), self._needed())
+            self._predictors[task] = narrow(self.wiring, self._state, units, norms=norms, head=self.head_of(task)).eval()
         return self._predictors[task]
 
     @torch.no_grad()
@@ -192,7 +194,7 @@ class Learner:
             private = {task for task, record in self._records.items() if record.private}
             claimed, pool = room(self.wiring, self._allocation, name, config, private, trial.notices)
             initialise_(self.wiring, trial.state, claimed, pool, seeds.generator(*trial.place, "weights"))
-            network = split(self.wiring, trial.state, claimed, pool, trial.head)
+            network = split(self.wiring, trial.state, claimed, pool, trial.head, norms=trial.norms)
             trial.fit(network, "train", 0)
             pruned = prune(trial, network, rounds=config.rounds, finetune=config.finetune_epochs > 0)
             return self._commit(trial, pruned, start)
@@ -283,7 +285,8 @@ class Learner:
         n = len(trial.data.validation)
         for network in (pruned.network, pruned.unpruned):
             state, head, needed = self._settle(trial, network)
-            predictor = narrow(self.wiring, state, needed, head=(head.weight.cpu(), head.bias.cpu())).eval()
+            norms = [*trial.norms, (network.pool_units, needed)]
+            predictor = narrow(self.wiring, state, needed, norms=norms, head=(head.weight.cpu(), head.bias.cpu())).eval()
             correct = n_correct(predictor, trial.data.validation)
             before = correct if network is pruned.unpruned else pruned.correct_unpruned
             # Rounding may tip an example between the training form and the predictor: the margin holds in the latter.
@@ -318,7 +321,8 @@ class Learner:
         everyone_needs = torch.cat([trial.needed, needed[None]])
         for name, labels in self.wiring.parameters.items():
             if labels.columns is not None:
-                state[name][severed(owner, everyone_needs, labels.rows, labels.columns).to(state[name].device)] = 0
+                matrix = labels.matrix(state[name])
+                matrix[severed(owner, everyone_needs, labels.rows, labels.columns).to(matrix.device)] = 0
         return {name: tensor.cpu() for name, tensor in state.items()}, head, needed
 
     # ---- on disk

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clnp.errors import TrainingError
 from clnp.importance import CRITERIA
-from clnp.isolation import closure
+from clnp.isolation import closure, norm_parts
 from clnp.selection import Keep, allowed_loss, select
 from clnp.split import Head, SplitNetwork, split
 from clnp.training import ESTIMATE_EXAMPLES, activities, estimate_norms_, fit, kept_values, n_correct, n_correct_and_finite, narrow_kept
@@ -66,8 +66,12 @@ class Trial:
 
     def close(self, units: Tensor) -> Tensor:
         """Add the units that reused ones were trained to read."""
-        edges = [(labels.rows, labels.columns) for labels in self.wiring.parameters.values() if labels.columns is not None]
-        return closure(units, self.owner, self.needed, edges)
+        return closure(units | self.wiring.shared, self.owner, self.needed, self.wiring.edges)
+
+    @property
+    def norms(self) -> list[tuple[Tensor, Tensor]]:
+        """Which units of earlier tasks are normalised over which."""
+        return norm_parts(self.owner, self.needed)
 
     def tell(self, phase: str, number: int) -> None:
         """Report that a phase begins."""
@@ -212,7 +216,10 @@ def select_round(trial: Trial, network: SplitNetwork, bar: Bar, slack: int, numb
     trial.tell("score", number)
     network.write(trial.state, trial.head)
     scores = torch.zeros(wiring.n_units)
-    for units, activity in activities(wiring, trial.state, network.visible, trial.head.weight, trial.data.sample, network.pool_units):
+    norms = [*trial.norms, (network.pool_units, network.visible)]
+    for units, activity in activities(
+        wiring, trial.state, network.visible, trial.head.weight, trial.data.sample, network.pool_units, norms
+    ):
         scores[units] = torch.maximum(scores[units], CRITERIA[config.criterion](activity))
     trial.tell("select", number)
     looked_at = ("validation", "sample") if network.norms or len(trial.witnesses) else ("validation",)
@@ -221,7 +228,7 @@ def select_round(trial: Trial, network: SplitNetwork, bar: Bar, slack: int, numb
     def narrowed(keep: Keep, *, values_kept: bool) -> SplitNetwork:
         units = trial.close(wiring.join(keep))
         claimed, pool = units & network.claimed_units, units & network.pool_units
-        smaller = split(wiring, trial.state, claimed, pool, trial.head, values_kept=values_kept)
+        smaller = split(wiring, trial.state, claimed, pool, trial.head, norms=trial.norms, values_kept=values_kept)
         reestimate_(trial, smaller)
         return smaller
 
@@ -237,7 +244,7 @@ def select_round(trial: Trial, network: SplitNetwork, bar: Bar, slack: int, numb
     found = select(wiring.split(scores), visible, measure, correct=bar.correct, allowed=slack * bar.allowed)
     if all(torch.equal(found.keep[group], visible[group]) for group in visible):
         # Nothing is released: a copy, for fine-tuning must not change what may have to be gone back to.
-        return split(wiring, trial.state, network.claimed_units, network.pool_units, trial.head)
+        return split(wiring, trial.state, network.claimed_units, network.pool_units, trial.head, norms=trial.norms)
     return narrowed(found.keep, values_kept=False)
 
 

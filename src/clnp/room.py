@@ -36,16 +36,21 @@ def room(
     """
     claimed = _claimed(wiring, allocation, config, private)
     pool = wiring.join({group.name: _pool(allocation, group.name, config) for group in wiring.groups})
-    full = [group.name for group in wiring.groups if allocation.n_free(group.name) == 0]
-    first = wiring.groups[0]
-    if len(full) == len(wiring.groups) and config.pool != 0:
+    # What all units read is always there: free for the first task to learn, claimed for the others to read.
+    owner = wiring.join(allocation.owner)
+    pool |= wiring.shared & (owner == FREE)
+    claimed |= wiring.shared & (owner != FREE)
+    groups = [group for group in wiring.groups if not group.shared]
+    full = [group.name for group in groups if allocation.n_free(group.name) == 0]
+    first = groups[0] if groups else wiring.groups[0]
+    if len(full) == len(groups) and config.pool != 0:
         raise CapacityError(
             f"cannot learn task '{name}': layer '{first.name}' has 0 of {first.n_units} units free, and so have all other groups. "
             f"Undo a task, raise the margin of the next, or start a wider network. A head on reused units alone is possible with pool=0."
         )
     if config.pool == 0 and not allocation.tasks:
         raise CapacityError(f"cannot learn task '{name}' with pool=0: there are no units of earlier tasks to reuse yet.")
-    for group in wiring.groups:
+    for group in groups:
         if not (pool | claimed)[group.slice].any():
             raise CapacityError(
                 f"cannot learn task '{name}': layer '{group.name}' has {allocation.n_free(group.name)} of {group.n_units} units free and "

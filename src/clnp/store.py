@@ -24,7 +24,7 @@ from torch import Tensor
 from clnp.allocation import FREE, Allocation
 from clnp.errors import StoreError
 from clnp.files import write_atomic
-from clnp.narrow import positions, with_everyone
+from clnp.emit import positions, with_everyone
 from clnp.records import TaskRecord
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def _tensors(wiring: Wiring, state: Mapping[str, Tensor], allocation: Allocation
     columns_of = with_everyone(wiring.join(allocation.needed[task]))
     tensors: dict[str, Tensor] = {"head.weight": record.weight.contiguous(), "head.bias": record.bias.contiguous()}
     for name, labels in wiring.parameters.items():
-        rows = state[name][positions(rows_of, labels.rows)]
+        rows = labels.matrix(state[name])[positions(rows_of, labels.rows)]
         tensors[f"rows/{name}"] = (rows if labels.columns is None else rows[:, positions(columns_of, labels.columns)]).contiguous()
     for group in wiring.groups:
         tensors[f"claimed/{group.name}"] = (allocation.owner[group.name] == allocation.number(task)).nonzero()[:, 0]
@@ -183,11 +183,12 @@ def restore_(wiring: Wiring, state: Mapping[str, Tensor], stored: Stored) -> Non
         columns_of = with_everyone(wiring.join(stored.allocation.needed[task]))
         for name, labels in wiring.parameters.items():
             rows = positions(rows_of, labels.rows)
+            matrix = labels.matrix(state[name])
             if labels.columns is None:
-                state[name][rows] = stored.rows[task][name]
+                matrix[rows] = stored.rows[task][name]
             else:
-                state[name][rows] = 0
-                state[name][rows[:, None], positions(columns_of, labels.columns)[None]] = stored.rows[task][name]
+                matrix[rows] = 0
+                matrix[rows[:, None], positions(columns_of, labels.columns)[None]] = stored.rows[task][name]
 
 
 def describe(directory: str | PathLike[str]) -> Description:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from clnp import seeds
 from clnp.errors import ConfigError, DataError, TrainingError, first_line
 from clnp.importance import Activity
-from clnp.narrow import narrow, positions, with_everyone
+from clnp.emit import operand_view, positions, with_everyone
+from clnp.narrow import moved_labels, narrow
 from clnp.sources import Examples, StreamExamples, TensorExamples, check_labels
 from clnp.split import SplitNetwork
 from clnp.wiring.labels import varying
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
 
     from clnp.config import LearnConfig
+    from clnp.kinds import Part
     from clnp.wiring import Wiring
 
 Progress = Callable[[dict[str, Any]], None]
@@ -127,7 +129,7 @@ def narrow_kept(kept: tuple[Tensor, ...] | None, before: SplitNetwork, after: Sp
         return kept
     result: list[Tensor] = []
     for name in after.meets:
-        labels = before.wiring.values[name]
+        labels = moved_labels(before.wiring, name)
         value = kept[before.meets.index(name)]
         for dim in varying(labels):  # one, or none
             old = labels.flatten()[positions(with_everyone(before.claimed_units), labels.flatten())]
@@ -292,7 +294,13 @@ def estimate_norms_(network: SplitNetwork, data: TensorExamples, kept: tuple[Ten
 
 @torch.no_grad()
 def activities(
-    wiring: Wiring, state: Mapping[str, Tensor], visible: Tensor, head_weight: Tensor, data: TensorExamples, owner_free: Tensor
+    wiring: Wiring,
+    state: Mapping[str, Tensor],
+    visible: Tensor,
+    head_weight: Tensor,
+    data: TensorExamples,
+    owner_free: Tensor,
+    norms: Sequence[Part] = (),
 ) -> list[tuple[Tensor, Activity]]:
     """Measure what each layer reads, over examples and positions, in the network of the visible units.
 
@@ -303,13 +311,14 @@ def activities(
         head_weight: the task's head (classes, F).
         data: examples to measure on.
         owner_free: bool (n_units,): the units whose rows the task trains; only their weights count as outgoing.
+        norms: for norms over units, what is normalised over what.
 
     Returns: for each place where units are read, the units (k,) and their `Activity`.
     """
     member = with_everyone(visible, everyone=False)
-    reads = list(dict.fromkeys([*wiring.reads.values(), wiring.graph.output]))
+    reads = list(dict.fromkeys([*(source for _, source in wiring.reads), wiring.graph.output]))
     reads = [name for name in reads if bool(member[wiring.values[name]].any())]
-    network = narrow(wiring, state, visible, outputs=reads).eval()
+    network = narrow(wiring, state, visible, norms=norms, outputs=reads).eval()
     device = head_weight.device
     sums: list[list[Tensor]] = []
     n = 0
@@ -322,7 +331,7 @@ def activities(
     everyone = with_everyone(visible)
     measured: list[tuple[Tensor, Activity]] = []
     for name, (absolute, firing, first, second) in zip(reads, sums, strict=True):
-        labels = wiring.values[name].flatten()
+        labels = moved_labels(wiring, name).flatten()
         places = positions(everyone, labels)
         units, inverse = torch.unique(labels[places], return_inverse=True)
         count = torch.bincount(inverse).to(device)
@@ -339,19 +348,20 @@ def activities(
 
 def _moments(value: Tensor, wiring: Wiring, name: str) -> list[Tensor]:
     """Return the means of |a|, a != 0, a and a^2 over all dimensions but that of the units: each (k,)."""
-    labels = wiring.values[name]
-    flat = value.transpose(0, varying(labels)[0]).flatten(1) if varying(labels) else value.reshape(1, -1)  # (k, B * positions)
+    dims = varying(moved_labels(wiring, name))
+    flat = value.transpose(0, dims[0]).flatten(1) if dims else value.reshape(1, -1)  # (k, B * positions)
     return [flat.abs().mean(1), (flat != 0).float().mean(1), flat.mean(1), flat.square().mean(1)]
 
 
 def _outgoing(wiring: Wiring, state: Mapping[str, Tensor], head_weight: Tensor, name: str, rows_of: Tensor, units: Tensor) -> Tensor:
     """Sum |weight| from each unit into the rows that the task trains and that read the value `name`: (len(units),)."""
     total = torch.zeros(wiring.n_units + 1, device=head_weight.device)
-    for weight, source in wiring.reads.items():
-        labels = wiring.parameters[weight]
-        if source == name and labels.columns is not None:
-            tensor = state[weight][rows_of[labels.rows].to(head_weight.device)]
-            columns = tensor.abs().sum([d for d in range(tensor.dim()) if d != 1])
+    for weight, source in wiring.reads:
+        labels = wiring.operands[weight]
+        if source == name and labels.columns is not None and labels.column_dim is not None and labels.row_dim is not None:
+            tensor = operand_view(wiring, state, weight)
+            tensor = tensor.index_select(labels.row_dim, rows_of[labels.rows].nonzero()[:, 0].to(tensor.device))
+            columns = tensor.abs().sum([d for d in range(tensor.dim()) if d != labels.column_dim])
             total.index_add_(0, (labels.columns % len(total)).to(total.device), columns)  # raw input, label -1: the last place
     if name == wiring.graph.output:
         total.index_add_(0, (wiring.features % len(total)).to(total.device), head_weight.detach().abs().sum(0))

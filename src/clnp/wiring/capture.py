@@ -1,0 +1,408 @@
+"""Capture a network once, with `torch.export`.
+
+The graph is captured in training mode, where batch norm and dropout are still single operations. In-place operations are
+turned into their plain twins: what reads the changed tensor later reads the operation's result in the captured graph already. A
+change through a view is not seen that way; `clnp.narrow.check_narrowing` finds it. Operations that return several tensors by
+cutting one are turned into slices, several outputs into one, recurrent layers into one step for each layer and direction.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import re
+import traceback
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+
+from clnp.errors import WiringError, first_line
+from clnp.seeds import generator
+from clnp.wiring.graph import CONSTANT, INPUT, OUTPUT, PARAMETER, SIZE_OPERATIONS, Graph, Node, Ref, Size, references
+from clnp.wiring.recurrent import layer_by_layer
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping
+
+Inputs = Tensor | tuple[Tensor, ...]
+_CUT = ("aten.split.", "aten.split_with_sizes.", "aten.chunk.", "aten.tensor_split.")
+
+
+def capture(model: nn.Module, example: Inputs) -> Graph:
+    """Capture `model` on an example batch (B, ...), or on a tuple of them for a network with several inputs.
+
+    The graph stays independent of B, and of every other size that the network's code does not fix.
+
+    Raises:
+        WiringError: torch.export cannot follow the model (data-dependent control flow), or its batch size is hard-coded.
+    """
+    batch = _two_or_more(example)
+    dynamic = torch.export.Dim.AUTO
+    every = tuple(dict.fromkeys(range(x.dim()), dynamic) for x in batch)
+    failure: Exception | None = None
+    with _ready(model):
+        for sizes in (every, tuple({0: dynamic} for _ in batch)):
+            try:
+                return _Conversion(torch.export.export(model, batch, dynamic_shapes=sizes, strict=False), model).graph()
+            except WiringError:
+                raise
+            except Exception as error:  # noqa: BLE001  # whatever torch.export says
+                failure = error
+    shapes = ", ".join(str(tuple(x.shape)) for x in batch)
+    raise WiringError(
+        f"cannot capture {type(model).__name__}: torch.export could not follow it on an input of shape {shapes}{_where(failure, model)}. "
+        f"Control flow that depends on the data, and input of another shape, are the usual reasons. "
+        f"It said: {first_line(failure or RuntimeError())}"
+    ) from failure
+
+
+def parts(inputs: Inputs) -> tuple[Tensor, ...]:
+    """Return one tensor or several as a tuple."""
+    return inputs if isinstance(inputs, tuple) else (inputs,)
+
+
+def _two_or_more(example: Inputs) -> tuple[Tensor, ...]:
+    """Return example inputs with so many examples as no other size is: torch.export takes 0 and 1 for constants."""
+    batch = parts(example)
+    for x in batch:
+        if not isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise WiringError(f"cannot capture the network: expected a tensor as the example input, found {type(x).__name__}.")
+        if x.dim() < 1 or x.shape[0] < 1:
+            raise WiringError(f"cannot capture the network: the example input needs a batch dimension, found shape {tuple(x.shape)}.")
+    if not batch:
+        raise WiringError("cannot capture the network: expected an example input, found an empty tuple.")
+    others = {size for x in batch for size in x.shape[1:]}
+    n = next(n for n in range(2, 100) if n not in others)
+    return tuple(x[:1].expand(n, *x.shape[1:]).contiguous() for x in batch)
+
+
+def _where(error: BaseException | None, model: nn.Module) -> str:
+    """Return the line of the user's code where an error arose."""
+    frames = traceback.extract_tb(error.__traceback__) if error is not None else []
+    own = [frame for frame in frames if "/torch/" not in frame.filename and "/clnp/wiring/" not in frame.filename]
+    if not own:
+        return ""
+    file, line = own[-1].filename, own[-1].lineno or 0
+    module = next((name or "(top level)" for name, part in model.named_modules() if _defines(part, file, line)), "(top level)")
+    return f", at '{module}' ({file}:{line}: {(own[-1].line or '').strip()})"
+
+
+def _defines(module: nn.Module, file: str, line: int) -> bool:
+    """Tell whether a line is part of a module's forward method."""
+    code = getattr(type(module).forward, "__code__", None)
+    if code is None or code.co_filename != file:
+        return False
+    lines = [number for _, _, number in code.co_lines() if number is not None]
+    return bool(lines) and min(lines) <= line <= max(lines)
+
+
+@contextlib.contextmanager
+def _ready(model: nn.Module) -> Generator[None]:
+    """Prepare a model and torch for a capture: training mode, fixed momentum, recurrent layers step by step, no chatter."""
+    disabled = logging.root.manager.disable
+    with mode(model, training=True), _fixed_momentum(model), layer_by_layer(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            logging.disable(logging.CRITICAL)
+            with torch.enable_grad():
+                yield
+        finally:
+            logging.disable(disabled)
+
+
+@contextlib.contextmanager
+def mode(model: nn.Module, *, training: bool) -> Generator[None]:
+    """Put a user's model in training or evaluation mode for a while, and back after, module by module."""
+    before = [(module, module.training) for module in model.modules()]
+    try:
+        model.train(training)
+        yield
+    finally:
+        for module, was_training in before:
+            module.training = was_training
+
+
+@contextlib.contextmanager
+def _fixed_momentum(model: nn.Module) -> Generator[None]:
+    """Give every batch norm of the model a momentum for the capture, and put None back after."""
+    # momentum=None would make the captured statistics depend on a counter's value; they are estimated anew at commit anyway.
+    cumulative = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.momentum is None  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    ]
+    try:
+        for module in cumulative:
+            module.momentum = 0.1
+        yield
+    finally:
+        for module in cumulative:
+            module.momentum = None
+
+
+def without_head(model: nn.Module, path: str, example: Inputs) -> tuple[nn.Module, nn.Linear]:
+    """Return a copy of a network whose linear layer at `path` passes its input on, and that layer.
+
+    Raises:
+        WiringError: there is no such layer, it is not linear, or something follows it on an example batch (B, ...).
+    """
+    trunk = copy.deepcopy(model)
+    parent, _, last = path.rpartition(".")
+    try:
+        layer = model.get_submodule(path)
+        if not path or not isinstance(layer, nn.Linear):
+            raise WiringError(f"cannot use '{path}' as the head: expected a linear layer, found {type(layer).__name__}.")
+        setattr(trunk.get_submodule(parent), last, nn.Identity())
+    except AttributeError:
+        known = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        raise WiringError(
+            f"cannot use '{path}' as the head: no such layer. The linear layers are: {', '.join(known) or '(none)'}."
+        ) from None
+    whole, headless = copy.deepcopy(model).eval(), copy.deepcopy(trunk).eval()
+    with torch.no_grad():
+        try:
+            noise = parts(noisy(example))
+            features = headless(*noise)
+        except Exception as error:
+            shapes = ", ".join(str(tuple(x.shape)) for x in parts(example))
+            raise WiringError(f"cannot run the network on an input of shape {shapes}: {first_line(error)}") from error
+        fits = isinstance(features, Tensor) and features.dim() == 2 and features.shape[1] == layer.in_features
+        if not fits or not torch.allclose(whole(*noise), layer(features), rtol=1e-3, atol=1e-5):
+            raise WiringError(
+                f"cannot use '{path}' as the head: it must be the last step of the network and read features (B, {layer.in_features})."
+            )
+    return trunk, layer
+
+
+def noisy(example: Inputs, n: int | None = None) -> Any:
+    """Return examples like the given ones, (n, ...), with noise where they are real numbers: zeros would hide differences."""
+    if isinstance(example, tuple):
+        return tuple(noisy(part, n) for part in example)
+    x = example if n is None else example[:1].expand(n, *example.shape[1:])
+    return x + torch.randn(x.shape, generator=generator("noise", len(x))).to(x) if x.is_floating_point() else x.clone()
+
+
+class _Conversion:
+    """Turns an exported program into plain records."""
+
+    def __init__(self, program: torch.export.ExportedProgram, model: nn.Module) -> None:
+        self.program = program
+        self.model = model
+        self.nodes: list[Node] = []
+        self.symbols: dict[str, Size] = {}
+        self.tuples: dict[str, Any] = {}
+        self.renamed: dict[str, Ref | Any] = {}
+
+    def graph(self) -> Graph:
+        signature = self.program.graph_signature
+        stored = {
+            **signature.inputs_to_parameters,
+            **signature.inputs_to_buffers,
+            **signature.inputs_to_lifted_tensor_constants,
+        }
+        canonical = _canonical_names(self.model)
+        for raw in self.program.graph.nodes:
+            if raw.op == "placeholder" and raw.name not in stored:
+                self._learn_symbols(raw)
+                self.nodes.append(self._record(raw, INPUT, ()))
+        for raw in self.program.graph.nodes:
+            if raw.op == "placeholder" and raw.name in stored:
+                kind = PARAMETER if raw.name in signature.inputs_to_parameters else CONSTANT
+                name = stored[raw.name]
+                self.nodes.append(self._record(raw, kind, (canonical.get(name, name),)))
+        self._convert(self.program.graph, self.program.graph_module)
+        nodes = _live(self.nodes)
+        _check_batch(nodes)
+        made = {
+            name: tensor.detach().cpu()
+            for name in signature.inputs_to_lifted_tensor_constants.values()
+            if isinstance(tensor := self.program.constants[name], Tensor)
+        }
+        return Graph(tuple(nodes), frozenset(canonical[name] for name, _ in self.model.named_parameters()), made)
+
+    def _learn_symbols(self, raw: Any) -> None:
+        """Remember which size of which input a symbol stands for."""
+        for dim, size in enumerate(raw.meta["val"].shape):
+            if not isinstance(size, int):
+                self.symbols.setdefault(str(size), Size("input", (raw.name, dim), int(size.node.hint)))
+
+    def _convert(self, graph: Any, module: Any) -> None:
+        """Convert the calls of a graph, and of graphs inside it that only switch gradients off."""
+        for raw in graph.nodes:
+            if raw.op == "output":
+                if graph is self.program.graph:
+                    self._output(raw)
+            elif raw.op == "call_function":
+                if "wrap_with_set_grad_enabled" in str(raw.target):
+                    self._inline(raw, module)
+                else:
+                    self._call(raw)
+            elif raw.op not in ("placeholder", "get_attr"):
+                raise WiringError(f"cannot capture {type(self.model).__name__}: it holds '{raw.op} {raw.target}'.")
+
+    def _inline(self, raw: Any, module: Any) -> None:
+        """Put the steps of a nested graph in the place where it is called."""
+        inner = getattr(module, raw.args[1].target)
+        places = [node for node in inner.graph.nodes if node.op == "placeholder"]
+        for place, given in zip(places, raw.args[2:], strict=True):
+            self.renamed[place.name] = self._plain(given)
+        self._convert(inner.graph, inner)
+        out = next(node for node in inner.graph.nodes if node.op == "output")
+        self.tuples[raw.name] = [self._plain(value) for value in out.args[0]]
+
+    def _call(self, raw: Any) -> None:
+        if isinstance(raw.target, OpOverload):
+            op = re.sub(r"(?<=[a-z0-9])_\.", ".", str(raw.target), count=1)
+        else:
+            op = f"operator.{getattr(raw.target, '__name__', raw.target)}"
+        args, kwargs = self._plain(raw.args), {key: self._plain(value) for key, value in raw.kwargs.items()}
+        if not isinstance(raw.meta.get("val"), (Tensor, tuple, list)):
+            return  # a size: whoever uses it holds its formula
+        if op == "operator.getitem" and isinstance(raw.args[0], torch.fx.Node):
+            whole = raw.args[0]
+            if whole.name in self.tuples and isinstance(self.tuples[whole.name], list):
+                self.renamed[raw.name] = self.tuples[whole.name][raw.args[1]]
+                return
+            if whole.name in self.tuples:
+                op, args = self._piece(whole, raw.args[1])
+        elif (op.startswith(_CUT) and self._is_cut_evenly(raw, args)) or op == "aten.unbind.int":
+            self.tuples[raw.name] = op, args
+            return
+        elif op == "aten.stack.default":
+            args = ([self._unsqueezed(raw, index, ref, args) for index, ref in enumerate(args[0])], *args[1:])
+            op = "aten.cat.default"
+        self.nodes.append(self._record(raw, op, args, kwargs))
+
+    def _is_cut_evenly(self, raw: Any, args: tuple[Any, ...]) -> bool:
+        dim = args[2] if len(args) > 2 else raw.kwargs.get("dim", 0)
+        return all(isinstance(value.shape[dim], int) for value in raw.meta["val"])
+
+    def _piece(self, whole: Any, index: int) -> tuple[str, tuple[Any, ...]]:
+        """Say one of several pieces of a tensor as a slice or a selection."""
+        op, args = self.tuples[whole.name]
+        if op == "aten.unbind.int":
+            return "aten.select.int", (args[0], args[1] if len(args) > 1 else whole.kwargs.get("dim", 0), index)
+        dim = args[2] if len(args) > 2 else whole.kwargs.get("dim", 0)
+        sizes = [int(value.shape[dim]) for value in whole.meta["val"]]
+        start = sum(sizes[:index])
+        return "aten.slice.Tensor", (args[0], dim, start, start + sizes[index])
+
+    def _unsqueezed(self, raw: Any, index: int, ref: Ref, args: tuple[Any, ...]) -> Ref:
+        """Add a dimension of size 1 to an operand of a stack."""
+        dim = args[1] if len(args) > 1 else 0
+        like = self._record(raw, "aten.unsqueeze.default", ())
+        dim %= len(like.shape or ())
+        shape, sizes = list(like.shape or ()), list(like.sizes)
+        shape[dim], sizes[dim] = 1, None
+        name = f"{raw.name}_{index}_of_stack"
+        self.nodes.append(Node(name, like.op, (ref, dim), {}, tuple(shape), tuple(sizes), like.module, like.source))
+        return Ref(name)
+
+    def _plain(self, value: Any) -> Any:
+        if isinstance(value, torch.fx.Node):
+            if value.name in self.renamed:
+                return self.renamed[value.name]
+            found = value.meta.get("val")
+            return self._size(found) if isinstance(found, (torch.SymInt, int)) else Ref(value.name)
+        if isinstance(value, (list, tuple)):
+            return type(value)([self._plain(item) for item in value])
+        return value
+
+    def _size(self, value: Any) -> Any:
+        """Return how a size follows from the inputs' sizes."""
+        return value if isinstance(value, int) else self._formula(value.node.expr)
+
+    def _formula(self, expr: Any) -> Any:
+        if expr.is_Integer:
+            return int(expr)
+        if expr.is_Symbol:
+            if str(expr) not in self.symbols:
+                raise NotImplementedError(f"the size {expr} depends on the data")
+            return self.symbols[str(expr)]
+        name = {"Add": "+", "Mul": "*", "FloorDiv": "//", "Mod": "%", "PythonMod": "%", "Pow": "**", "Max": "max", "Min": "min"}.get(
+            expr.func.__name__
+        )
+        if name is None:
+            raise NotImplementedError(f"the size {expr} is computed with {expr.func.__name__}")
+        first, *others = [self._formula(arg) for arg in expr.args]
+        for other in others:
+            hints = [part.hint if isinstance(part, Size) else part for part in (first, other)]
+            first = Size(name, (first, other), int(SIZE_OPERATIONS[name](*hints)))
+        return first
+
+    def _record(self, raw: Any, op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Node:
+        value = raw.meta.get("val")
+        if isinstance(value, (tuple, list)) and value and isinstance(value[0], Tensor):
+            value = value[0]
+        formulas = [self._size(size) for size in value.shape] if isinstance(value, Tensor) else None
+        stack = list((raw.meta.get("nn_module_stack") or {}).values())
+        return Node(
+            name=raw.name,
+            op=op,
+            args=args,
+            kwargs=dict(kwargs or {}),
+            shape=None if formulas is None else tuple(size.hint if isinstance(size, Size) else size for size in formulas),
+            sizes=tuple(size if isinstance(size, Size) else None for size in formulas or ()),
+            module=stack[-1][0] if stack and "metadata_hook" not in stack[-1][0] else "",
+            source=_source(raw.meta.get("stack_trace") or ""),
+        )
+
+    def _output(self, raw: Any) -> None:
+        """Close the graph; several outputs (B, F_i) are put side by side."""
+        refs = [self._plain(value) for value in raw.args[0] if isinstance(value, torch.fx.Node)]
+        by_name = {node.name: node for node in self.nodes}
+        outputs = [by_name[ref.name] for ref in refs if isinstance(ref, Ref)]
+        for node in outputs:
+            if len(node.shape or ()) != 2:
+                raise WiringError(
+                    f"cannot use this network as a trunk: expected {'an output' if len(outputs) == 1 else 'outputs'} of shape (B, features), "
+                    f"found {node.shape} at {node.place}. Flatten it."
+                )
+        if not outputs:
+            raise WiringError("cannot use this network as a trunk: expected an output tensor, found none.")
+        last = outputs[0]
+        if len(outputs) > 1:
+            shape = ((last.shape or (0,))[0], sum((node.shape or (0, 0))[1] for node in outputs))
+            last = Node("outputs", "aten.cat.default", ([Ref(node.name) for node in outputs], 1), {}, shape, (last.sizes[0], None))
+            self.nodes.append(last)
+        self.nodes.append(Node(name="output", op=OUTPUT, args=(Ref(last.name),)))
+
+
+def _canonical_names(model: nn.Module) -> dict[str, str]:
+    """Map every name of a tensor to its first name: tied parameters have several."""
+    first: dict[int, str] = {}
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {name: first.setdefault(id(tensor), name) for name, tensor in named}
+
+
+def _source(stack_trace: str) -> str:
+    """Return "file.py:12: code" of the innermost frame that is not torch's own, nor ours."""
+    frames = re.findall(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)', stack_trace)
+    own = [frame for frame in frames if "/torch/" not in frame[0] and "/clnp/wiring/" not in frame[0]] or frames
+    return f"{own[-1][0]}:{own[-1][1]}: {own[-1][2].strip()}" if own else ""
+
+
+def _live(nodes: list[Node]) -> list[Node]:
+    """Leave out what the output does not need: unused parameters, counters of batch norms. The input stays."""
+    needed: set[str] = set()
+    for node in reversed(nodes):
+        if node.op == OUTPUT or node.name in needed:
+            needed |= set(references([list(node.args), dict(node.kwargs)]))
+    return [node for node in nodes if node.name in needed or node.op in (INPUT, OUTPUT)]
+
+
+def _check_batch(nodes: list[Node]) -> None:
+    """Refuse a network that works for one batch size only, or whose output is not one row per example."""
+    by_name = {node.name: node for node in nodes}
+    inputs, output = [node for node in nodes if node.op == INPUT], by_name[nodes[-1].args[0].name]
+    batch = inputs[0].sizes[0]
+    if batch is None or any(node.sizes[0] != batch for node in inputs) or output.sizes[0] != batch:
+        raise WiringError(
+            f"cannot capture the network: its batch size is hard-coded, or its output has no row per example "
+            f"(traced with a batch of {(inputs[0].shape or (0,))[0]}: input {inputs[0].shape}, output {output.shape} at {output.place}). "
+            f"Use x.shape[0] or -1 where the code has a fixed batch size."
+        )

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from clnp.emit import Emitter, Member, kept_positions, positions, present, restricted_sizes, substitute
 from clnp.wiring import Node
 from clnp.wiring.graph import references
+from clnp.wiring.patterns import UNIT_NORM
 from clnp.wiring.rules.base import moved
 from clnp.wiring.rules.norms import NormForm, norm_form
 
@@ -109,14 +110,21 @@ def _cut(step: Step) -> fx.Node:
 
 def _gather(step: Step) -> fx.Node:
     """Write a value whose units only changed places."""
-    wiring = step.emitter.wiring
+    wiring, emitter = step.emitter.wiring, step.emitter
     found = wiring.gathers[step.node.name]
-    before, after = kept_positions(wiring, found.source, step.member), kept_positions(wiring, step.node.name, step.member)
-    value = step.operand(found.source)
-    held = before[1] if before is not None else torch.arange((wiring.node(found.source).shape or ())[found.dim])
+    after = kept_positions(wiring, step.node.name, step.member)
     wanted = found.positions if after is None else found.positions[after[1]]
-    index = torch.searchsorted(held, wanted)
-    return value if torch.equal(index, torch.arange(len(held))) else step.emitter.index(value, found.dim, index)
+    held: list[Tensor] = []
+    values: list[Any] = []
+    start = 0
+    for name in found.sources:
+        if step.operand(name) is not None:
+            values.append(step.operand(name))
+            held.append(emitter.held(name, found.dim, step.member) + start)
+        start += (wiring.node(name).shape or ())[found.dim]
+    value = values[0] if len(values) == 1 else emitter.run("cat.default", values, found.dim)
+    index = torch.searchsorted(torch.cat(held), wanted)
+    return value if torch.equal(index, torch.arange(sum(len(part) for part in held))) else emitter.index(value, found.dim, index)
 
 
 def _cat(step: Step) -> fx.Node:
@@ -161,7 +169,9 @@ GROUPS_ARGUMENT = {"aten.group_norm.default": 1, "aten.conv_transpose": 6, "aten
 def _own(step: Step) -> fx.Node:
     """Write an operation in which each unit has its own parameters; a number of groups becomes that of those left."""
     node, wiring = step.node, step.emitter.wiring
-    args = step.aligned(node.args)
+    args = step.value(node.args)
+    if node.op in ("aten.instance_norm.default", "aten.group_norm.default", "aten.prelu.default"):
+        args[0] = step.aligned(node.args[0])
     place = next((place for op, place in GROUPS_ARGUMENT.items() if node.op.startswith(op)), None)
     kept = kept_positions(wiring, node.name, step.member)
     if place is not None and kept is not None:
@@ -172,7 +182,7 @@ def _own(step: Step) -> fx.Node:
             left = torch.unique(kept[1] // (full // groups))
             channels = (left[:, None] * n_in + torch.arange(n_in)).flatten()
             args[0] = step.emitter.index(step.value(node.args[0]), 1, channels)
-    return step.emitter.call(node, args, step.aligned(dict(node.kwargs)))
+    return step.emitter.call(node, args, step.value(dict(node.kwargs)))
 
 
 def _norm(step: Step) -> fx.Node:
@@ -246,6 +256,8 @@ def _over(step: Step) -> fx.Node:
 
 def _native(step: Step, form: NormForm, value: fx.Node) -> fx.Node:
     """Write a norm over units as it is in the model."""
+    if step.node.op == UNIT_NORM:
+        return normalised(step.emitter, form, value, value)
     args = step.value(step.node.args)
     args[0] = value
     if step.node.op != "aten.group_norm.default":

@@ -66,9 +66,9 @@ class ParameterLabels:
 
 @dataclass(frozen=True)
 class Gather:
-    """A value that is another one with its units in another order: positions of `source` along dimension `dim`."""
+    """A value that is others with their units in another order: positions of `sources`, side by side, along dimension `dim`."""
 
-    source: str
+    sources: tuple[str, ...]
     dim: int
     positions: Tensor
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from clnp.errors import WiringError
 from clnp.wiring.capture import Inputs, capture
+from clnp.wiring.patterns import with_norms
 from clnp.wiring.settle import settle
 from clnp.wiring.tracer import Tracer
 
@@ -38,7 +38,7 @@ def trace(model: nn.Module, example: Inputs) -> Wiring:
     heads read 2 features
     """
     model = folded(model)
-    graph = capture(model, example)
+    graph = with_norms(capture(model, example))
     buffers: dict[str, Tensor] = {name: buffer.detach().cpu() for name, buffer in model.named_buffers()}
     fixed = {name: tensor for name, tensor in {**buffers, **graph.constants}.items() if not tensor.is_floating_point()}
     tracer = Tracer(graph, fixed)
@@ -79,9 +79,12 @@ def _without(model: nn.Module, plain: nn.Module, path: str, tensor: str, kind: s
     if plain is model:
         plain = copy.deepcopy(model)
     module = plain.get_submodule(path)
-    with torch.no_grad():
-        if parametrize.is_parametrized(module, tensor):
-            parametrize.remove_parametrizations(module, tensor, leave_parametrized=True)
-        else:
-            nn.utils.remove_weight_norm(module, tensor)
+    if parametrize.is_parametrized(module, tensor):
+        parametrize.remove_parametrizations(module, tensor, leave_parametrized=True)
+    else:
+        nn.utils.remove_weight_norm(module, tensor)
+    if tensor in module._buffers:  # noqa: SLF001  # what torch leaves where no gradient was asked for
+        weight = module._buffers.pop(tensor)  # noqa: SLF001
+        assert weight is not None
+        module.register_parameter(tensor, nn.Parameter(weight, requires_grad=False))
     return plain

@@ -110,8 +110,18 @@ def concrete(argument: Any) -> Any:
     return argument
 
 
+SAME = frozenset(
+    f"aten.{name}"
+    for name in "clone.default contiguous.default detach.default alias.default to.dtype to.dtype_layout to.device to.other "
+    "type_as.default _to_copy.default lift_fresh_copy.default float.default".split()
+)
+"""Operations after which every element is where it was."""
+
+
 def moved(node: Node, tensor: Tensor) -> Tensor:
     """Move elements as an operation on one tensor does; integers too, where torch knows the operation for real numbers only."""
+    if node.op in SAME:
+        return tensor
     args = [concrete(argument) for argument in node.args[1:]]
     kwargs = {key: concrete(value) for key, value in node.kwargs.items()}
     function = resolve(node.op)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from clnp.emit import Emitter, Member, kept_positions, positions, present, restricted_sizes, substitute
-from clnp.wiring import Node
+from clnp.wiring import EVERYONE, Node
 from clnp.wiring.graph import references
 from clnp.wiring.patterns import UNIT_NORM
 from clnp.wiring.rules.base import moved
@@ -134,6 +134,32 @@ def _cat(step: Step) -> fx.Node:
     refs = [ref for ref in node.args[0] if step.operand(ref.name) is not None]
     values = step.value(refs) if kept is None or kept[0] == dim else step.aligned(refs)
     return values[0] if len(values) == 1 else step.emitter.call(node, [values, dim])
+
+
+def _pad(step: Step) -> Any:
+    """Write a padding. What it puts beside units along their own dimension is raw input, which the pool does without."""
+    node, emitter = step.node, step.emitter
+    kept = kept_positions(emitter.wiring, node.name, step.member)
+    amounts = list(node.args[1])
+    n = len(node.shape or ())
+    place = None if kept is None else 2 * (n - 1 - kept[0])
+    sides = [0, 0] if place is None or place >= len(amounts) else amounts[place : place + 2]
+    value = step.value(node.args[0])
+    if kept is None or place is None or not any(sides) or not bool((emitter.wiring.values[node.name] == EVERYONE).any()):
+        return emitter.call(node, [value, *step.value(node.args[1:])], step.value(dict(node.kwargs)))
+    amounts[place : place + 2] = [0, 0]
+    if value is not None and any(amounts):
+        value = emitter.call(node, [value, *step.value([amounts, *node.args[2:]])], step.value(dict(node.kwargs)))
+    fill = float(node.args[3] if len(node.args) > 3 and node.args[3] is not None else node.kwargs.get("value") or 0.0)
+    sizes = step.sizes
+
+    def beside(amount: int) -> list[Any]:
+        there = amount > 0 and bool(step.member[-1])
+        shape = [amount if dim == kept[0] else size for dim, size in enumerate(sizes)]
+        return [emitter.run("full.default", shape, fill, device=emitter.device)] if there else []
+
+    parts = [*beside(sides[0]), *([] if value is None else [value]), *beside(sides[1])]
+    return parts[0] if len(parts) == 1 else emitter.run("cat.default", parts, kept[0])
 
 
 def weight_of(step: Step) -> tuple[str, str, str | None]:
@@ -336,6 +362,7 @@ KINDS: Mapping[str, Callable[[Step], Any]] = {
     "select": _cut,
     "gather": _gather,
     "cat": _cat,
+    "pad": _pad,
     "weight": _weight,
     "own": _own,
     "norm": _norm,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from clnp.allocation import FREE, Allocation
 from clnp.errors import CapacityError
+from clnp.narrow import reaches
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
@@ -51,7 +52,7 @@ def room(
     if config.pool == 0 and not allocation.tasks:
         raise CapacityError(f"cannot learn task '{name}' with pool=0: there are no units of earlier tasks to reuse yet.")
     for group in groups:
-        if not (pool | claimed)[group.slice].any():
+        if not (pool | claimed)[group.slice].any() and not reaches(wiring, pool | claimed):
             raise CapacityError(
                 f"cannot learn task '{name}': layer '{group.name}' has {allocation.n_free(group.name)} of {group.n_units} units free and "
                 f"none that this task may reuse, so that nothing gets through. Allow reuse or a pool, or start a wider network."

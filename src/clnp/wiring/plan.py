@@ -39,6 +39,12 @@ class Group:
         """The group's places in a tensor over all units."""
         return slice(self.start, self.start + self.n_units)
 
+    def mask(self, n_units: int) -> Tensor:
+        """Return which units of a whole network are the group's: bool (n_units,)."""
+        mask = torch.zeros(n_units, dtype=torch.bool)
+        mask[self.slice] = True
+        return mask
+
 
 @dataclass(frozen=True)
 class ParameterLabels:
@@ -93,6 +99,8 @@ class Wiring:
     """Norms over units: the name of the node, and the unit of each channel."""
     kinds: Mapping[str, str] = field(default_factory=dict[str, str])
     gathers: Mapping[str, Gather] = field(default_factory=dict[str, Gather])
+    origins: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """Of a widened network: node name -> for each position along the units' dimension, the position in the model's own code."""
     hidden: frozenset[str] = frozenset()
     """Names of nodes that are never computed: views of parameters, and steps of a shuffle."""
 

@@ -28,7 +28,7 @@ _POINTWISE = (
 )
 _SHAPES = "view reshape _unsafe_view flatten.using_ints unflatten.int squeeze squeeze.dim squeeze.dims unsqueeze view_as reshape_as"
 _MOVES = (
-    "permute transpose.int movedim.int movedim.intlist swapaxes swapdims t numpy_T mT adjoint flip repeat tile repeat_interleave.self_int pad constant_pad_nd "
+    "permute transpose.int movedim.int movedim.intlist swapaxes swapdims t numpy_T mT adjoint flip repeat tile repeat_interleave.self_int "
     "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d pixel_unshuffle unfold diagonal"
 )
 _POOLS = {
@@ -62,6 +62,7 @@ RULES: dict[str, Rule] = {
     **{op: Rule(pointwise.dropout, "noise") for op in _names("dropout feature_dropout alpha_dropout feature_alpha_dropout")},
     **{op: Rule(pointwise.move, "shape") for op in _names(_SHAPES)},
     **{op: Rule(pointwise.move) for op in _names(_MOVES)},
+    **{op: Rule(pointwise.move, "pad") for op in _names("pad constant_pad_nd")},
     **{op: Rule(pointwise.same) for op in SAME},
     **{op: Rule(pointwise.move, "expand") for op in _names("expand broadcast_to expand_as")},
     **{op: Rule(pointwise.move, "slice") for op in _names("slice.Tensor narrow")},

@@ -58,6 +58,7 @@ Kind = Literal[
     "slice",
     "select",
     "cat",
+    "pad",
     "weight",
     "own",
     "norm",
@@ -75,7 +76,7 @@ class Rule:
 
     `kind` tells `clnp.emit` how to write the operation for fewer units: "plain" (as it is), "pointwise" (as it is; raw input is
     cut to the positions that are left), "shape" (a reshape to the sizes that are left), "expand", "slice", "select" (their numbers
-    are rewritten), "cat" (operands without units left are dropped), "weight" (rows and columns of a parameter are chosen),
+    are rewritten), "cat" (operands without units left are dropped), "pad", "weight" (rows and columns of a parameter are chosen),
     "own" (each unit has parameters that act on itself alone: as "pointwise"; a number of groups is rewritten), "norm" (running
     statistics of each unit), "over" (a norm over the needed units), "noise" (dropout: only in training), "attention" (dropout inside),
     "recurrent", "gather" (positions are chosen from an earlier value).

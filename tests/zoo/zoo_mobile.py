@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import nn
-
 from zoo_convolutional import BIGGER, conv_bn
 from zoo_entry import Entry, images
 
@@ -150,7 +149,7 @@ class Multiplier(nn.Module):
     def forward(self, x):
         x = F.relu(self.norm(self.depthwise(F.relu(self.stem(x)))))
         x = F.celu(self.pointwise(F.max_pool2d(x, 2)))
-        return F.glu(self.gate(x), dim=1).mean(dim=(2, 3))
+        return F.glu(self.gate(x), dim=1).amax(dim=(2, 3))
 
 
 class ConvNeXtBlock(nn.Module):

@@ -81,7 +81,8 @@ class Highway(nn.Module):
         x = F.relu(self.fc(torch.flatten(x, 1)))
         gate = torch.sigmoid(self.gate(x) - 1.0)
         x = gate * F.relu(self.value(x)) + (1 - gate) * x
-        y = torch.where(self.a(x) > 0, self.b(x), 0.1 * self.c(x))
+        a = self.a(x)
+        y = torch.where(a > 0, a + self.b(x), 0.1 * self.c(x))
         return torch.maximum(y, torch.zeros_like(y)) * self.scale
 
 

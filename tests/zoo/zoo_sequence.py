@@ -111,7 +111,7 @@ class WaveLayer(nn.Module):
 
 
 class WaveNet(nn.Module):
-    """Gated causal convolutions, whose skips are stacked and summed."""
+    """Gated causal convolutions, whose skips are stacked and summed. Nothing reads the last residual."""
 
     def __init__(self):
         super().__init__()

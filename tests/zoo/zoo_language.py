@@ -145,7 +145,7 @@ class ByExpanding(GroupedAttention):
         t = q.shape[2]
         mask = torch.full((t, t), -10000.0, device=q.device).triu(diagonal=1)
         weights = torch.matmul(q, k.transpose(2, 3)) / math.sqrt(4) + mask
-        return torch.matmul(F.softmax(weights, dim=-1, dtype=torch.float32), v)
+        return torch.matmul(F.softmax(weights, dim=-1, dtype=torch.float32).to(q.dtype), v)
 
     def repeat_kv(self, x):
         batch, n_heads, length, dim = x.shape

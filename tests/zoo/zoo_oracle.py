@@ -271,3 +271,15 @@ def reference(model: nn.Module, wiring: Wiring, units: Tensor, x: Input, parts: 
     owner, needed = parts or (torch.zeros(wiring.n_units, dtype=torch.long), units[None])
     norms_over_needed_(model, wiring, owner, needed)
     return features_of(model, x)[:, keeps[wiring.features]]
+
+
+def doubled(x: Input) -> Input:
+    """Return an input in double precision; tokens as they are."""
+    if isinstance(x, tuple):
+        return tuple(doubled(part) for part in x)
+    return x.double() if x.is_floating_point() else x
+
+
+def precise(model: nn.Module, wiring: Wiring, units: Tensor, x: Input, parts: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """Compute the reference in double precision. A norm over a few like values makes much of the rounding of single precision."""
+    return reference(copy.deepcopy(model).double(), wiring, units, doubled(x), parts)

@@ -15,7 +15,7 @@ import clnp
 from clnp.narrow import narrow
 from clnp.wiring import trace
 
-QUICK = ("mlp", "two-inputs", "resnet-cifar", "mobilenet-v3", "mixer", "vit-einsum", "llama", "lstm", "tcn-weight-norm")
+QUICK = ("mlp", "two-inputs", "resnet-cifar", "mixer", "vit-einsum", "llama", "lstm", "tcn-weight-norm")
 """These learn three tasks in the fast suite, the others in the slow one."""
 LEARNING = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ZOO]
 SINGLE_ONLY = ("llama-by-hand", "lstm", "lstm-bidirectional", "gru")
@@ -84,10 +84,10 @@ def used_parameters(name):
 
 def config(**settings):
     settings = {
-        "epochs": 5,
+        "epochs": 10,
         "finetune_epochs": 2,
         "rounds": 1,
-        "batch_size": 32,
+        "batch_size": 16,
         "optimizer": "adamw",
         "lr": 5e-3,
         "weight_decay": 0.05,

@@ -283,7 +283,7 @@ class PoolBuilder:
     def _pool_weight(self, node: Node) -> fx.Node:
         """Emit the pool rows of a layer: what they read of raw input and claimed units, plus what they read of the pool."""
         weight, source, bias = weight_of(self._step(node))
-        total: fx.Node | None = None
+        terms: list[fx.Node] = []
         for part, value, member in (
             ("given", self._given_operand(source), self.given_member),
             ("pool", self._pool_value(source), self.pool_member),
@@ -294,14 +294,13 @@ class PoolBuilder:
             known = {
                 source: value,
                 weight: rows,
-                **({} if bias is None else {bias: None if total is not None else self.piece(bias, "own", None)}),
+                **({} if bias is None else {bias: None if terms else self.piece(bias, "own", None)}),
             }
             step = Step(self.emitter, node, self.pool_member, known.get)
-            term = self.emitter.call(node, step.value(node.args), step.value(dict(node.kwargs)))
-            total = term if total is None else self.emitter.run("add.Tensor", total, term)
-        if total is None:  # it reads nothing that is left
+            terms.append(self.emitter.call(node, step.value(node.args), step.value(dict(node.kwargs))))
+        if not terms:  # it reads nothing that is left
             return emit(Step(self.emitter, node, self.pool_member, lambda name: self.piece(name, "own", None) if name == bias else None))
-        return total
+        return terms[0] if len(terms) == 1 else self.emitter.run("add.Tensor", *terms)
 
     def _pool_over(self, node: Node) -> fx.Node:
         """Emit a norm over units: the pool's units, over all visible ones."""
@@ -330,9 +329,8 @@ class PoolBuilder:
             rows = [part for part in rows if part is not None]
             trained = self.emitter.run("cat.default", rows, 1) if len(rows) > 1 else rows[0]
             weights.append(self._gates(trained, name, len(claimed), len(own), [member for _, member, is_there in of_columns if is_there]))
-        for ref in node.args[3:5]:
-            if ref is not None:
-                weights.append(self._gates(self.piece(ref.name, "own", None), ref.name, len(claimed), len(own), None))
+        biases = [ref.name for ref in node.args[3:5] if ref is not None]
+        weights += [self._gates(self.piece(name, "own", None), name, len(claimed), len(own), None) for name in biases]
         start: list[Any] = []
         for ref in node.args[5:7]:
             parts = [] if ref is None else [self._start(ref.name, claimed), self._start(ref.name, own)]

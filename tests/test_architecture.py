@@ -33,6 +33,7 @@ FLOORS = {
     "emit": 3,
     "kinds": 3,
     "narrow": 3,
+    "pieces": 3,
     "pool": 3,
     "split": 3,
     "training": 3,

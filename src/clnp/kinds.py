@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +10,16 @@ import torch
 from torch import Tensor, fx
 
 from clnp.emit import Emitter, Member, kept_positions, positions, present, restricted_sizes, substitute
-from clnp.wiring import EVERYONE, Node
+from clnp.wiring import EVERYONE
 from clnp.wiring.graph import references
 from clnp.wiring.patterns import UNIT_NORM
 from clnp.wiring.rules.base import moved
 from clnp.wiring.rules.norms import NormForm, norm_form
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
+
+    from clnp.wiring import Node
 
 Part = tuple[Tensor, Tensor]
 """Units that are normalised together, and the units over which: those of one owner, and those that it needs. Each bool (n_units,)."""
@@ -90,16 +91,21 @@ def _expand(step: Step) -> fx.Node:
     return step.emitter.run("expand.default", step.value(step.node.args[0]), step.sizes)
 
 
+def _dim(node: Node, n_dims: int) -> int:
+    """Return along which of its dimensions an operation cuts or joins."""
+    return (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % n_dims
+
+
 def _cut(step: Step) -> fx.Node:
     """Write a slice or a selection: along the units' own dimension its numbers change."""
     node, source, emitter = step.node, step.node.args[0].name, step.emitter
     before = kept_positions(emitter.wiring, source, step.member)
     shape = emitter.wiring.node(source).shape or ()
-    dim = (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % len(shape)
+    dim = _dim(node, len(shape))
     value = step.value(node.args[0])
     if before is None or before[0] != dim:
         return emitter.call(node, [value, *step.value(node.args[1:])], step.value(dict(node.kwargs)))
-    line = torch.arange(shape[dim]).reshape([-1 if d == dim else 1 for d in range(len(shape))])
+    line = torch.arange(emitter.wiring.node(source).size(dim)).reshape([-1 if d == dim else 1 for d in range(len(shape))])
     places = moved(node, line).flatten()  # of the whole value's result
     left = torch.isin(places, before[1])
     index = torch.searchsorted(before[1], places[left])
@@ -121,7 +127,7 @@ def _gather(step: Step) -> fx.Node:
         if step.operand(name) is not None:
             values.append(step.operand(name))
             held.append(emitter.held(name, found.dim, step.member) + start)
-        start += (wiring.node(name).shape or ())[found.dim]
+        start += wiring.node(name).size(found.dim)
     value = values[0] if len(values) == 1 else emitter.run("cat.default", values, found.dim)
     index = torch.searchsorted(torch.cat(held), wanted)
     return value if torch.equal(index, torch.arange(sum(len(part) for part in held))) else emitter.index(value, found.dim, index)
@@ -129,7 +135,7 @@ def _gather(step: Step) -> fx.Node:
 
 def _cat(step: Step) -> fx.Node:
     node, wiring = step.node, step.emitter.wiring
-    dim = (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % len(node.shape or ())
+    dim = _dim(node, len(node.shape or ()))
     kept = kept_positions(wiring, node.name, step.member)
     refs = [ref for ref in node.args[0] if step.operand(ref.name) is not None]
     values = step.value(refs) if kept is None or kept[0] == dim else step.aligned(refs)
@@ -201,10 +207,10 @@ def _own(step: Step) -> fx.Node:
     place = next((place for op, place in GROUPS_ARGUMENT.items() if node.op.startswith(op)), None)
     kept = kept_positions(wiring, node.name, step.member)
     if place is not None and kept is not None:
-        groups, full = node.args[place], (node.shape or ())[kept[0]]
+        groups, full = node.args[place], node.size(kept[0])
         args[place] = groups * len(kept[1]) // full
         if node.op.startswith("aten.conv") and step.emitter.is_raw(node.args[0].name):
-            n_in = (wiring.node(node.args[0].name).shape or ())[1] // groups
+            n_in = wiring.node(node.args[0].name).size(1) // groups
             left = torch.unique(kept[1] // (full // groups))
             channels = (left[:, None] * n_in + torch.arange(n_in)).flatten()
             args[0] = step.emitter.index(step.value(node.args[0]), 1, channels)
@@ -252,7 +258,7 @@ def _over(step: Step) -> fx.Node:
     kept = kept_positions(wiring, node.name, step.member)
     if emitter.is_raw(source):
         whole = normalised(emitter, form, value, value)
-        if kept is not None and len(kept[1]) < (node.shape or ())[kept[0]]:
+        if kept is not None and len(kept[1]) < node.size(kept[0]):
             whole = emitter.index(whole, kept[0], kept[1])
         return scale_and_shift(step, form, whole)
     if kept is None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from clnp.emit import Emitter, operand_places, operand_view, positions, present, take, with_everyone
 from clnp.errors import WiringError
@@ -88,9 +89,8 @@ def reaches(wiring: Wiring, units: Tensor) -> bool:
                 alive.add(node.name)
             continue
         read = references([list(node.args), dict(node.kwargs)])
-        if node.name in wiring.hidden or present(wiring, node.name, member):
-            if any(name in alive for name in read):
-                alive.add(node.name)
+        if (node.name in wiring.hidden or present(wiring, node.name, member)) and any(name in alive for name in read):
+            alive.add(node.name)
     return wiring.graph.output in alive
 
 
@@ -145,7 +145,7 @@ def joined(output: Any) -> Tensor:
     Raises:
         WiringError: it is no tensor.
     """
-    leaves = torch.utils._pytree.tree_leaves(output)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    leaves = tree_leaves(output)
     if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
         raise WiringError(f"cannot use this network as a trunk: expected tensors as its output, found {type(output).__name__}.")
     return leaves[0] if len(leaves) == 1 else torch.cat(leaves, 1)

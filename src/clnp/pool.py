@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from clnp.emit import Emitter, kept_positions, operand_places, operand_view, positions, present, put_, take, with_everyone
+from clnp.emit import Emitter, kept_positions, operand_places, operand_view, positions, present, take, with_everyone
 from clnp.kinds import Step, attention_arguments, emit, normalised, recurrent_layer, scale_and_shift, weight_of
+from clnp.pieces import TINY, Piece, row_norms
 from clnp.wiring import EVERYONE, Node, Wiring
 from clnp.wiring.graph import CONSTANT, INPUT, OUTPUT, references, resolve
 from clnp.wiring.rules import RULES
@@ -21,38 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from clnp.kinds import Part
-
-
-TINY = 1e-12
-"""The smallest length of a direction under weight norm: a row of zeros stays zero."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Where a small tensor of the pool lies in the full-width one: chosen positions of an operand (or of a head's tensor)."""
-
-    name: str
-    places: list[tuple[int, Tensor]]
-    tensor: Tensor
-    of_head: bool = False
-    penalised: bool = False
-    """Whether the L1 penalty acts on it: weights, not biases, norms or embeddings."""
-    length: nn.Parameter | None = None
-    """Under weight norm, the length of each row; the tensor is then part of its direction."""
-    row_dim: int = 0
-
-    def value(self, directions: Sequence[Tensor]) -> Tensor:
-        """Return the weights, given all parts of the rows' directions."""
-        if self.length is None:
-            return self.tensor.detach()
-        return (self.tensor * self.length / row_norms(directions, self.row_dim)).detach()
-
-
-def row_norms(parts: Sequence[Tensor], row_dim: int) -> Tensor:
-    """Return the Euclidean norm of each row over several tensors that hold parts of it; (rows, 1, ...) with rows in dimension `row_dim`."""
-    dims = [dim for dim in range(parts[0].dim()) if dim != row_dim]
-    squares = [part.square().sum(dims, keepdim=True) for part in parts]
-    return torch.stack(squares).sum(0).sqrt().clamp_min(TINY)
 
 
 class Noise(nn.Module):
@@ -303,8 +272,8 @@ class PoolBuilder:
     def _pool_weight(self, node: Node) -> fx.Node:
         """Emit the pool rows of a layer: what they read of raw input and claimed units, plus what they read of the pool."""
         weight, source, bias = weight_of(self._step(node))
-        total: fx.Node | None = None
         parts: list[tuple[Any, Any]] = []
+        terms: list[fx.Node] = []
         for part, value, member in (
             ("given", self._given_operand(source), self.given_member),
             ("pool", self._pool_value(source), self.pool_member),
@@ -318,14 +287,13 @@ class PoolBuilder:
             known = {
                 source: value,
                 weight: rows,
-                **({} if bias is None else {bias: None if total is not None else self.piece(bias, "own", None)}),
+                **({} if bias is None else {bias: None if terms else self.piece(bias, "own", None)}),
             }
             step = Step(self.emitter, node, self.pool_member, known.get)
-            term = self.emitter.call(node, step.value(node.args), step.value(dict(node.kwargs)))
-            total = term if total is None else self.emitter.run("add.Tensor", total, term)
-        if total is None:  # it reads nothing that is left
+            terms.append(self.emitter.call(node, step.value(node.args), step.value(dict(node.kwargs))))
+        if not terms:  # it reads nothing that is left
             return emit(Step(self.emitter, node, self.pool_member, lambda name: self.piece(name, "own", None) if name == bias else None))
-        return total
+        return terms[0] if len(terms) == 1 else self.emitter.run("add.Tensor", *terms)
 
     def _under_weight_norm(self, weight: str, directions: list[Any]) -> list[Any]:
         """Return the weights of a layer's pool rows: what is trained, or under weight norm its direction times the row's length."""
@@ -372,9 +340,8 @@ class PoolBuilder:
             rows = [part for part in rows if part is not None]
             trained = self.emitter.run("cat.default", rows, 1) if len(rows) > 1 else rows[0]
             weights.append(self._gates(trained, name, len(claimed), len(own), [member for _, member, is_there in of_columns if is_there]))
-        for ref in node.args[3:5]:
-            if ref is not None:
-                weights.append(self._gates(self.piece(ref.name, "own", None), ref.name, len(claimed), len(own), None))
+        biases = [ref.name for ref in node.args[3:5] if ref is not None]
+        weights += [self._gates(self.piece(name, "own", None), name, len(claimed), len(own), None) for name in biases]
         start: list[Any] = []
         for ref in node.args[5:7]:
             parts = [] if ref is None else [self._start(ref.name, claimed), self._start(ref.name, own)]
@@ -410,15 +377,3 @@ class PoolBuilder:
             return self.emitter.index(value, 1, units) if (self.wiring.node(name).shape or (0, 0))[1] > 1 else value
         held = positions(self.pool_member, self.wiring.values[name].flatten())
         return self.pool[name] if len(held) == len(units) and torch.equal(held, units) else self.given[name]
-
-
-def write_back(wiring: Wiring, pieces: Sequence[Piece], state: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> None:
-    """Put everything that was trained back into full-width tensors: those of the network, and those of the head."""
-    for piece in pieces:
-        if piece.of_head:
-            full = head[piece.name]
-            with torch.no_grad():
-                full[tuple(index.to(full.device) for _, index in piece.places)] = piece.tensor.detach()
-        else:
-            directions = [other.tensor for other in pieces if other.name == piece.name] if piece.length is not None else []
-            put_(wiring, state, piece.name, piece.places, piece.value(directions))

@@ -22,9 +22,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from clnp.allocation import FREE, Allocation
+from clnp.emit import positions, with_everyone
 from clnp.errors import StoreError
 from clnp.files import write_atomic
-from clnp.emit import positions, with_everyone
 from clnp.records import TaskRecord
 
 if TYPE_CHECKING:

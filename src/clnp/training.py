@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clnp import seeds
+from clnp.emit import operand_view, positions, with_everyone
 from clnp.errors import ConfigError, DataError, TrainingError, first_line
 from clnp.importance import Activity
-from clnp.emit import operand_view, positions, with_everyone
 from clnp.narrow import moved_labels, narrow
 from clnp.sources import Examples, StreamExamples, TensorExamples, check_labels
 from clnp.split import SplitNetwork

@@ -16,10 +16,11 @@ from torch import Tensor
 from clnp.errors import WiringError
 from clnp.wiring import Node, ParameterLabels, Ref, Size, Wiring
 from clnp.wiring.labels import varying
-from clnp.wiring.plan import Gather, Group
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from clnp.wiring.plan import Gather, Group
 
 CLONED = ("aten.slice.Tensor", "aten.narrow.default", "aten.select.int")
 KEPT = (

@@ -1,9 +1,10 @@
 """Capture a network and find out which unit each position of each tensor belongs to."""
 
-from clnp.wiring.capture import Inputs, capture, mode, noisy, parts, without_head
+from clnp.wiring.capture import capture
 from clnp.wiring.graph import Graph, Node, Ref, Size
 from clnp.wiring.labels import EVERYONE
 from clnp.wiring.plan import Group, ParameterLabels, Wiring
+from clnp.wiring.prepare import Inputs, mode, noisy, parts, without_head
 from clnp.wiring.rules import RULES, Rule, Value, register
 from clnp.wiring.trace import folded, trace
 from clnp.wiring.tracer import Tracer

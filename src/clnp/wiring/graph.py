@@ -69,6 +69,11 @@ class Node:
         """Where in the user's model this is, for messages."""
         return f"'{self.module or '(top level)'}' ({self.source or 'no source line'})"
 
+    def size(self, dim: int) -> int:
+        """Return the size that was traced along one dimension."""
+        assert self.shape is not None, f"{self.name} has no shape"
+        return self.shape[dim]
+
 
 @dataclass(frozen=True)
 class Graph:

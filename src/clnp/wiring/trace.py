@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from clnp.errors import WiringError
-from clnp.wiring.capture import Inputs, capture
+from clnp.wiring.capture import capture
 from clnp.wiring.patterns import with_norms
 from clnp.wiring.settle import settle
 from clnp.wiring.tracer import Tracer
 
 if TYPE_CHECKING:
     from clnp.wiring.plan import Wiring
+    from clnp.wiring.prepare import Inputs
 
 
 def trace(model: nn.Module, example: Inputs) -> Wiring:
@@ -52,9 +53,10 @@ def weight_norms(model: nn.Module) -> dict[str, int]:
     """Return the weights under weight norm, and the dimension along which each has lengths."""
     found: dict[str, int] = {}
     for name, module in model.named_modules():
-        steps = [(getattr(hook, "name", ""), hook) for hook in module._forward_pre_hooks.values()]  # noqa: SLF001
+        steps: list[tuple[str, Any]] = [(getattr(hook, "name", ""), hook) for hook in module.__dict__["_forward_pre_hooks"].values()]
         if parametrize.is_parametrized(module):
-            steps += [(tensor, step) for tensor, chain in module.parametrizations.items() for step in chain]  # pyright: ignore[reportGeneralTypeIssues, reportCallIssue]
+            chains: Any = module.parametrizations
+            steps += [(tensor, step) for tensor, chain in chains.items() for step in chain]
         for tensor, step in steps:
             if "WeightNorm" in type(step).__name__:
                 found[f"{name}.{tensor}" if name else tensor] = int(step.dim)
@@ -69,11 +71,11 @@ def folded(model: nn.Module) -> nn.Module:
     """
     plain = model
     for name, module in model.named_modules():
-        hooks = [hook for hook in module._forward_pre_hooks.values() if type(hook).__module__.startswith("torch.nn.utils.")]  # noqa: SLF001
+        hooks = [hook for hook in module._forward_pre_hooks.values() if type(hook).__module__.startswith("torch.nn.utils.")]  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
         for hook in hooks:
             plain = _without(model, plain, name, getattr(hook, "name", "weight"), type(hook).__name__)
         if parametrize.is_parametrized(module):
-            for tensor, steps in module.parametrizations.items():  # pyright: ignore[reportGeneralTypeIssues, reportCallIssue]
+            for tensor, steps in module.parametrizations.items():  # pyright: ignore[reportGeneralTypeIssues, reportCallIssue, reportAttributeAccessIssue]
                 for step in steps:
                     plain = _without(model, plain, name, tensor, type(step).__name__)
     return plain
@@ -98,8 +100,8 @@ def _without(model: nn.Module, plain: nn.Module, path: str, tensor: str, kind: s
         parametrize.remove_parametrizations(module, tensor, leave_parametrized=True)
     else:
         nn.utils.remove_weight_norm(module, tensor)
-    if tensor in module._buffers:  # noqa: SLF001  # what torch leaves where no gradient was asked for
-        weight = module._buffers.pop(tensor)  # noqa: SLF001
-        assert weight is not None
+    weight = module.get_parameter(tensor) if tensor in dict(module.named_parameters(recurse=False)) else module.get_buffer(tensor)
+    if not isinstance(weight, nn.Parameter):  # what torch leaves where no gradient was asked for
+        delattr(module, tensor)
         module.register_parameter(tensor, nn.Parameter(weight, requires_grad=False))
     return plain

@@ -228,7 +228,7 @@ class Tracer:
                 labels = torch.broadcast_to(self.shared_by[name], (1,) * len(value.shape))
                 self.values[value.node] = plain._replace(labels=labels)
                 found.append(self.values[value.node])
-        if node.op in ("aten.linear.default",) or node.op.startswith("aten.conv") or "matmul" in node.op or "einsum" in node.op:
+        if node.op == "aten.linear.default" or node.op.startswith("aten.conv") or "matmul" in node.op or "einsum" in node.op:
             self.kinds[node.name] = "plain"
         return found
 

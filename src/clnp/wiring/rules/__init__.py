@@ -9,9 +9,9 @@ tie labels (`tracer.tie`, `tracer.only_along`) and say what a parameter's elemen
 from __future__ import annotations
 
 from clnp.errors import WiringError
+from clnp.wiring.patterns import UNIT_NORM
 from clnp.wiring.rules import mixing, norms, pointwise, weights
 from clnp.wiring.rules.base import SAME, Kind, LabelRule, Labels, Rule, Value, tensors
-from clnp.wiring.patterns import UNIT_NORM
 from clnp.wiring.rules.mixing import unknown
 
 __all__ = ["RULES", "Kind", "LabelRule", "Labels", "Rule", "Value", "register", "tensors", "unknown"]

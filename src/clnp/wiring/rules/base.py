@@ -113,8 +113,20 @@ def concrete(argument: Any) -> Any:
 
 SAME = frozenset(
     f"aten.{name}"
-    for name in "clone.default contiguous.default detach.default alias.default to.dtype to.dtype_layout to.device to.other "
-    "type_as.default _to_copy.default lift_fresh_copy.default float.default".split()
+    for name in [
+        "clone.default",
+        "contiguous.default",
+        "detach.default",
+        "alias.default",
+        "to.dtype",
+        "to.dtype_layout",
+        "to.device",
+        "to.other",
+        "type_as.default",
+        "_to_copy.default",
+        "lift_fresh_copy.default",
+        "float.default",
+    ]
 )
 """Operations after which every element is where it was."""
 

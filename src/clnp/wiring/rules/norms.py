@@ -39,7 +39,7 @@ def norm_form(node: Node, n_dims: int) -> NormForm:
     if node.op == "aten.group_norm.default":
         eps = args[4] if len(node.args) > 4 else 1e-5
         return NormForm(tuple(range(1, n_dims)), args[2], args[3], eps, True, 1)
-    n = len(args[1])
+    n = len(node.args[1])
     dims = tuple(range(n_dims - n, n_dims))
     if node.op == "aten.rms_norm.default":
         return NormForm(dims, args[2], None, args[3], False, n_dims - n)

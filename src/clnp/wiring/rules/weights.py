@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from clnp.wiring.labels import along, varying
 from clnp.wiring.rules.base import Labels, Value, refusal
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from clnp.wiring.graph import Node
     from clnp.wiring.tracer import Tracer
 

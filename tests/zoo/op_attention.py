@@ -6,9 +6,8 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-
 from op_case import TOKENS, Net, OpCase, R, Weight, each, parameter, span
+from torch import nn
 
 sdpa = F.scaled_dot_product_attention
 STREAM = span(0, 5)

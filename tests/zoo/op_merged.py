@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-
 from op_case import TOKENS, Net, OpCase, R, tokens, vectors
+from torch import Tensor, nn
 
 
 @torch.library.custom_op("zoo::twist", mutates_args=())
@@ -15,7 +14,7 @@ def twist(x: Tensor, turns: int) -> Tensor:
 
 
 @twist.register_fake
-def _(x: Tensor, turns: int) -> Tensor:  # noqa: ARG001
+def _(x: Tensor, turns: int) -> Tensor:
     return torch.empty_like(x)
 
 

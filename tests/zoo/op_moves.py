@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from op_case import TOKENS, Net, OpCase, R, each, maps, tokens, vectors
 from torch import nn
-
-from op_case import TOKENS, Net, OpCase, R, each, maps, span, tokens, vectors
 
 FOUR = each([0, 1, 2], 4)
 
@@ -43,7 +42,7 @@ SHAPES = {
     "T": vectors("aten.numpy_T.default", lambda h: h.T.mul(2).T),
     "t": vectors("aten.t.default", lambda h: h.t().exp().t()),
     "mT": vectors("aten.mT.default", lambda h: h.mT.flatten(1), each([0, 1, 2], 5), shape=TOKENS),
-    "adjoint of dimensions": vectors(
+    "transpose and back": vectors(
         "aten.transpose.int", lambda h: h.transpose(1, 2).exp().transpose(1, 2).flatten(1), [0, 1, 2] * 5, shape=TOKENS
     ),
     "channels last and back": maps("aten.permute.default", lambda h: h.permute(0, 2, 3, 1).exp().permute(0, 3, 1, 2)),

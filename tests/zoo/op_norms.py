@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
-
 from op_case import TOKENS, Net, OpCase, R, maps, tokens, vectors
+from torch import nn
 
 OWN = {"n.weight": ([0, 1, 2], None), "n.bias": ([0, 1, 2], None)}
 STATISTICS = {"n.running_mean": ([0, 1, 2], None), "n.running_var": ([0, 1, 2], None)}

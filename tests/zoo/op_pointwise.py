@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-
 from op_case import TOKENS, Net, OpCase, R, Weight, maps, parameter, span, tokens, vectors
+from torch import nn
 
 ACTIVATIONS = {
     "relu": torch.relu,
@@ -67,7 +66,7 @@ OTHER_NAMES = {
     "relu in place": ("aten.relu_.default", lambda h: F.relu(h, inplace=True)),
     "multiply in place": ("aten.mul_.Tensor", lambda h: h.mul_(2)),
     "nan_to_num": ("aten.nan_to_num.default", torch.nan_to_num),
-    "relu of a module": ("aten.hardtanh.default", nn.Hardtanh(-0.3, 0.4)),
+    "hardtanh of a module": ("aten.hardtanh.default", nn.Hardtanh(-0.3, 0.4)),
 }
 DROPOUT = {
     "dropout": ("aten.dropout.default", lambda: nn.Dropout(0.3), 1),

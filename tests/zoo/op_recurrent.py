@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
-
 from op_case import TOKENS, Net, OpCase, R, span
+from torch import nn
 
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 

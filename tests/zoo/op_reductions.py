@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-
 from op_case import TOKENS, R, each, maps, tokens, vectors
+from torch import nn
 
 # Over tokens, dimension 1 of (B, T, C).
 OVER_TOKENS = {

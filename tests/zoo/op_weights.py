@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from op_case import CONV, POSITIONS, TOKENS, Net, OpCase, R, Weight, each, maps, parameter, span, tokens, vectors
 from torch import nn
 from torch.nn.utils import parametrizations
-
-from op_case import CONV, POSITIONS, TOKENS, Net, OpCase, R, Weight, each, maps, parameter, span, tokens, vectors
 
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 MIDDLE = {"a": 3, "m": 5, "b": 2}

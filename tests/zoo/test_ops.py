@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from op_networks import MERGED, OPS, REFUSED, UNSURE
 from torch import nn
 from torch.nn.utils import parametrize
 
 from clnp.errors import WiringError
 from clnp.narrow import narrow
 from clnp.wiring import trace
-from op_networks import MERGED, OPS, REFUSED, UNSURE
 
 CASES = {**OPS, **MERGED}
 SOURCE = Path(__file__).with_name("op_refused.py")
 LOST = "capacity lost here"
-SEEDS = 3
+SEEDS = 2
 
 
 # ---- what the table says, without the library
@@ -102,6 +102,7 @@ def whole(case, model, keep):
     return net
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_the_network_holds_the_operation(name):
     case = CASES[name]

@@ -25,7 +25,7 @@ class OpCase:
         labels: parameter -> units of its rows and of its columns, `R` for raw input; None where it has no columns. All weights that read
             units are here. "features" are the units of the output; without it they are the rows of "b.weight".
         shared: groups that every task reads.
-        merged: units had to be merged that a finer rule might have kept apart, which `explain` says.
+        merged: units had to be merged that a finer rule might have kept apart, which `explain` says; None where it may say so.
         dims: parameter -> dimensions of its rows and its columns, where they are not (0, 1).
         norms: module that is a norm over units -> dimension of its input along which they lie, and the units.
     """
@@ -36,7 +36,7 @@ class OpCase:
     groups: dict[str, int]
     labels: Labels
     shared: tuple[str, ...] = ()
-    merged: bool = False
+    merged: bool | None = False
     dims: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
     norms: Mapping[str, tuple[int, list[int]]] = field(default_factory=dict)
 

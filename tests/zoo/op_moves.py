@@ -96,7 +96,7 @@ CUTS = {
 }
 
 
-def two(op, f, groups, rows, b, shape=(4,), end=lambda y: y):
+def two(op, f, groups, rows, b, shape=(4,), end=lambda y: y, merged=False):
     """Layers of 3 and 2 (or 3) units that are put together by `f`."""
     n = sum(groups.values())
     return OpCase(
@@ -107,6 +107,7 @@ def two(op, f, groups, rows, b, shape=(4,), end=lambda y: y):
         shape,
         {**groups, "b": 2},
         {"a.weight": ([0, 1, 2], [R] * 4), "c.weight": (rows, [R] * 4), "b.weight": ([n, n + 1], b)},
+        merged=merged,
     )
 
 
@@ -124,9 +125,11 @@ JOINS = {
         "aten.cat.default", lambda h, g, x: torch.cat([g, h], 2), APART, [3, 4], [3, 4, 0, 1, 2], TOKENS, lambda y: y.mean(1)
     ),
     # Along another dimension than theirs, what stands at a place of the units is one unit.
-    "cat of tokens": two("aten.cat.default", lambda h, g, x: torch.cat([h, g], 1), TIED, [0, 1, 2], [0, 1, 2], TOKENS, lambda y: y.mean(1)),
-    "stack as tokens": two("aten.stack.default", lambda h, g, x: torch.stack([h, g], 1).amax(1), TIED, [0, 1, 2], [0, 1, 2]),
-    "stack, last": two("aten.stack.default", lambda h, g, x: torch.stack([h, g], -1).mean(-1), TIED, [0, 1, 2], [0, 1, 2]),
+    "cat of tokens": two(
+        "aten.cat.default", lambda h, g, x: torch.cat([h, g], 1), TIED, [0, 1, 2], [0, 1, 2], TOKENS, lambda y: y.mean(1), None
+    ),
+    "stack as tokens": two("aten.stack.default", lambda h, g, x: torch.stack([h, g], 1).amax(1), TIED, [0, 1, 2], [0, 1, 2], merged=None),
+    "stack, last": two("aten.stack.default", lambda h, g, x: torch.stack([h, g], -1).mean(-1), TIED, [0, 1, 2], [0, 1, 2], merged=None),
     "stack and flatten": vectors("aten.stack.default", lambda h: torch.stack([h, h.exp()], -1).flatten(1), each([0, 1, 2], 2)),
 }
 ORDER = {

@@ -22,8 +22,8 @@ def module(make):
     return lambda: {"n": make()}
 
 
-def raw_vectors(op, norm, labels, norms, read=(0, 1, 2, 3)):
-    """A norm of raw tokens, then a layer."""
+def raw_vectors(op, norm, labels, read=(0, 1, 2, 3)):
+    """A norm of raw tokens, then a layer. Raw input is everyone's, so that the statistics are those of all of it."""
     n = max(read) + 1
     return OpCase(
         op,
@@ -31,11 +31,10 @@ def raw_vectors(op, norm, labels, norms, read=(0, 1, 2, 3)):
         TOKENS,
         {"n": n, "b": 2} if n else {"b": 2},
         {**labels, "b.weight": ([n, n + 1], list(read))},
-        norms=norms,
     )
 
 
-def raw_maps(op, norm, norms=None):
+def raw_maps(op, norm):
     """A norm of a raw image, then a convolution."""
     return OpCase(
         op,
@@ -43,7 +42,6 @@ def raw_maps(op, norm, norms=None):
         (3, 4, 6),
         {"n": 3, "b": 2},
         {**OWN, "b.weight": ([3, 4], [0, 1, 2])},
-        norms=norms or {},
     )
 
 
@@ -129,12 +127,11 @@ LAYER = {
         "aten.layer_norm.default",
         lambda: nn.LayerNorm(4),
         {"n.weight": ([0, 1, 2, 3], None), "n.bias": ([0, 1, 2, 3], None)},
-        {"n": (-1, [0, 1, 2, 3])},
     ),
     "layer_norm of raw input, without affine": raw_vectors(
-        "aten.layer_norm.default", lambda: nn.LayerNorm(4, elementwise_affine=False), {}, {}, [R] * 4
+        "aten.layer_norm.default", lambda: nn.LayerNorm(4, elementwise_affine=False), {}, [R] * 4
     ),
-    "layer_norm of raw maps": raw_maps("aten.layer_norm.default", lambda: nn.LayerNorm((3, 4, 6)), {"n": (1, [0, 1, 2])}),
+    "layer_norm of raw maps": raw_maps("aten.layer_norm.default", lambda: nn.LayerNorm((3, 4, 6))),
 }
 RMS = {
     "rms_norm": tokens(
@@ -146,9 +143,7 @@ RMS = {
     "rms_norm without affine": tokens(
         "aten.rms_norm.default", through, parts=module(lambda: nn.RMSNorm(3, elementwise_affine=False)), norm=-1
     ),
-    "rms_norm of raw input": raw_vectors(
-        "aten.rms_norm.default", lambda: nn.RMSNorm(4), {"n.weight": ([0, 1, 2, 3], None)}, {"n": (-1, [0, 1, 2, 3])}
-    ),
+    "rms_norm of raw input": raw_vectors("aten.rms_norm.default", lambda: nn.RMSNorm(4), {"n.weight": ([0, 1, 2, 3], None)}),
     # Written by hand it is a mean over channels: sound, but one unit.
     "rms norm by hand": tokens(
         "aten.rsqrt.default",
@@ -179,7 +174,7 @@ GROUP = {
         "aten.group_norm.default", through, HALVES[0], n=6, rows=HALVES[0], parts=module(lambda: nn.GroupNorm(2, 6, affine=False))
     ),
     "group_norm, every channel alone": maps("aten.group_norm.default", through, parts=module(lambda: nn.GroupNorm(3, 3)), labels=OWN),
-    "group_norm of raw input, one group": raw_maps("aten.group_norm.default", lambda: nn.GroupNorm(1, 3), {"n": (1, [0, 1, 2])}),
+    "group_norm of raw input, one group": raw_maps("aten.group_norm.default", lambda: nn.GroupNorm(1, 3)),
     "group_norm of raw input, every channel alone": raw_maps("aten.group_norm.default", lambda: nn.GroupNorm(3, 3)),
     "instance_norm": maps("aten.instance_norm.default", through, parts=module(lambda: nn.InstanceNorm2d(3))),
     "instance_norm with affine": maps(

@@ -127,8 +127,10 @@ OPS = {
     **{name: tokens(op, f, [0] * 3, rows=[0] * 3, merged=True) for name, (op, f) in ALONG_CHANNELS.items()},
     "softmax over channels of maps": maps("aten.softmax.int", nn.Softmax2d(), [0] * 3, rows=[0] * 3, merged=True),
     # Each of two pairs of channels is a maximum: a maxout unit.
-    "maxout": vectors("aten.amax.default", lambda h: h.unflatten(1, (3, 2)).amax(2), [0, 1, 2], n=6, rows=each([0, 1, 2], 2)),
-    "maxout, other order": vectors("aten.amax.default", lambda h: h.view(h.shape[0], 2, 3).amax(1), [0, 1, 2], n=6, rows=[0, 1, 2] * 2),
+    "maxout": vectors("aten.amax.default", lambda h: h.unflatten(1, (3, 2)).amax(2), [0, 1, 2], n=6, rows=each([0, 1, 2], 2), merged=None),
+    "maxout, other order": vectors(
+        "aten.amax.default", lambda h: h.view(h.shape[0], 2, 3).amax(1), [0, 1, 2], n=6, rows=[0, 1, 2] * 2, merged=None
+    ),
     **POOLS,
     **UPSAMPLING,
     **PADDING,

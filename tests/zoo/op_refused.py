@@ -253,7 +253,7 @@ class TiedEmbedding(nn.Module):
 
     def forward(self, x):
         h = torch.relu(self.inner(self.embed(x.argmax(-1))))
-        return self.tail(torch.relu(F.linear(h, self.embed.weight)))
+        return self.tail(torch.relu(F.linear(h, self.embed.weight))).mean(1)
 
 
 class TwoRoles(nn.Module):
@@ -320,12 +320,20 @@ REFUSED: dict[str, Refusal] = {
     "an LSTM that takes examples for time": tokens(SwappedLstm, "self.lstm(x)", path="part.inner.lstm"),
     "attention between examples": tokens(AttendedExamples, "F.scaled_dot_product_attention("),
     "words embedded and scored by one table": Refusal(
-        lambda: Outer(TiedWords(), nn.Linear(4, 7)), (4,), "part.inner", "rows|columns|tied|roles", "F.linear(torch.relu(h), self.table)"
+        lambda: Outer(TiedWords(), nn.Linear(4, 7)),
+        (4,),
+        "part.inner",
+        "two ways|rows|columns|tied|roles",
+        "F.linear(torch.relu(h), self.table)",
     ),
     "an embedding that is an output, too": Refusal(
-        TiedEmbedding, (5, 4), "", "embed.weight.*(rows|columns|tied|roles)|(rows|columns|tied|roles).*embed.weight", "self.embed.weight"
+        TiedEmbedding,
+        (5, 4),
+        "",
+        "embed.weight.*(two ways|rows|columns|tied|roles)|(two ways|rows|columns|tied|roles).*embed.weight",
+        "self.embed.weight",
     ),
-    "a weight with two roles": vectors(TwoRoles, "F.linear(x, self.weight)) @ self.weight", "rows|columns|tied|roles"),
+    "a weight with two roles": vectors(TwoRoles, "F.linear(x, self.weight)) @ self.weight", "two ways|rows|columns|tied|roles"),
 }
 """name -> a network, and what the refusal must say."""
 

@@ -172,7 +172,7 @@ def test_units_and_labels_are_those_computed_by_hand(name):
         assert columns is None or found.column_dim == column_dim, parameter
         assert n_positions(state[parameter].shape, row_dim) == len(rows)
     assert wiring.features.tolist() == case.features
-    assert (LOST in wiring.explain()) == case.merged
+    assert case.merged in (None, LOST in wiring.explain())
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -240,7 +240,8 @@ def test_what_cannot_be_isolated_is_refused_by_name(name):
     message = str(caught.value)
     assert re.search(refusal.pattern, message), message
     assert f"'{refusal.path or '(top level)'}" in message, message
-    assert re.search(rf"{SOURCE.name}:\d+: [^\n]*{re.escape(refusal.line)}", message), message
+    lines = SOURCE.read_text().splitlines()
+    assert any(refusal.line in lines[int(number) - 1] for number in re.findall(rf"{SOURCE.name}:(\d+)", message)), message
 
 
 @pytest.mark.parametrize("name", UNSURE)

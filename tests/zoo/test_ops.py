@@ -75,9 +75,14 @@ class Over(nn.Module):
         self.norm, self.dim, self.kept = norm, dim, kept
 
     def forward(self, x):
+        if getattr(self.norm, "channels_first", False):
+            return self.over(x.movedim(1, -1), -1).movedim(-1, 1)
+        return self.over(x, self.dim)
+
+    def over(self, x, dim):
         grouped = isinstance(self.norm, nn.GroupNorm)
         n_dims = x.dim() - 1 if grouped else len(self.norm.normalized_shape)
-        over, dim = tuple(range(-n_dims, 0)), self.dim % x.dim()
+        over, dim = tuple(range(-n_dims, 0)), dim % x.dim()
         read = x.index_select(dim, self.kept.nonzero()[:, 0])
         mean = 0.0 if isinstance(self.norm, nn.RMSNorm) else read.mean(over, keepdim=True)
         eps = torch.finfo(x.dtype).eps if self.norm.eps is None else self.norm.eps

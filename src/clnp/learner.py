@@ -13,6 +13,7 @@ from clnp import heads, seeds, store
 from clnp.allocation import Allocation
 from clnp.config import LearnConfig
 from clnp.errors import DataError, TaskError, WiringError
+from clnp.export import ExportResult, Format, export
 from clnp.forecast import Forecast, forecast
 from clnp.isolation import norm_parts, severed
 from clnp.narrow import check_narrowing, narrow
@@ -22,7 +23,7 @@ from clnp.room import room
 from clnp.sources import Source, open_data
 from clnp.split import Head, SplitNetwork, initialise_, split
 from clnp.training import Progress, check_device, n_correct, threads
-from clnp.wiring import Wiring, folded, trace, without_head
+from clnp.wiring import Inputs, Wiring, folded, trace, without_head
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -155,6 +156,22 @@ class Learner:
                 f"found {tuple(x.shape[1:])} and {x.dtype}."
             )
         return predictor(x)
+
+    def export(self, path: str | PathLike[str], *, task: str, to: Format | None = None, inputs: Inputs | None = None) -> ExportResult:
+        """Write the narrowed network of one task as ONNX or `.pt2`, checked against its predictor, see `clnp.export.export`.
+
+        Args:
+            path: of the new file.
+            task: whose predictor.
+            to: "onnx" or "pt2"; by default what the suffix of `path` says.
+            inputs: real inputs x (n, ...) to check on; give them when inputs are integers, for zeros alone show little.
+
+        Raises:
+            TaskError: there is no such task.
+            ExportError: it cannot be exported, or what was exported differs; no file is left.
+        """
+        example = torch.zeros(2, *self._example_shape, dtype=self._example_dtype)
+        return export(self._predictor(task), path, example, to=to, inputs=inputs, name=f"task '{task}'")
 
     # ---- learning
 

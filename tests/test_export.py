@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import re
@@ -11,17 +12,17 @@ from pathlib import Path
 import onnx
 import onnxruntime
 import pytest
-import small
 import torch
 from torch import nn
 
 import clnp
+import small
 from clnp import cli, experiment
 from clnp import export as module
 from clnp.export import export
 from clnp.files import replacing
 
-FAST = {"epochs": 2, "rounds": 1, "finetune_epochs": 1}
+FAST = {"epochs": 1, "rounds": 1, "finetune_epochs": 0}
 
 
 def session(path):
@@ -67,17 +68,17 @@ def linear():
     return layer.requires_grad_(False)
 
 
-@pytest.fixture(scope="module", params=small.NETWORKS)
+@pytest.fixture(scope="module", params=["vgg", "resnet"])
 def exported(request, tmp_path_factory):
     """A learner of two tasks, and the second of them as ONNX, checked on real inputs."""
-    learner = small.learned(request.param, 2)
+    learner = small.learned(request.param, 2, **FAST)
     path = tmp_path_factory.mktemp("onnx") / "b.onnx"
     return learner, learner.export(path, task="task-1", inputs=small.task(1)[0])
 
 
 @pytest.fixture(scope="module")
 def learner():
-    return small.learned("mlp", 2)
+    return small.learned("mlp", 2, **FAST)
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +293,7 @@ REAL = module._captured
         ("torch.onnx.export", crash, clnp.ExportError, r"torch.onnx cannot translate it \(no rule for this\)\.$"),
         ("torch.export.save", crash, clnp.ExportError, r"torch.export cannot write it \(no rule for this\)\.$"),
         ("onnxruntime.InferenceSession", crash, clnp.ExportError, r"the ONNX file that was written cannot be read \(no rule for this\)"),
-        ("clnp.export._compared", interrupt, KeyboardInterrupt, ""),
+        ("clnp.export._compared", interrupt, KeyboardInterrupt, None),
     ],
     ids=["weights", "batch", "capture", "translation", "writing", "reading", "Ctrl-C"],
 )
@@ -303,7 +304,7 @@ def test_a_broken_export_leaves_no_file_and_an_earlier_one_as_it_was(tmp_path, m
     (tmp_path / "old").mkdir()
     old = tmp_path / "old" / f"a.{to}"
     old.write_bytes(b"of an earlier export")
-    for path in (tmp_path / f"a.{to}", old):
+    for path in (tmp_path / f"a.{to}", old)[to == "onnx" :]:  # a translation takes its time; the places are the same for both
         with pytest.raises(error, match=words):
             export(linear(), path, torch.zeros(1, 3), inputs=torch.randn(30, 3))
     assert left(tmp_path) == ["old"]
@@ -321,9 +322,13 @@ def test_the_file_is_checked_before_it_is_put_in_place(tmp_path, monkeypatch):
 
 
 def test_a_block_that_fails_leaves_nothing_beside_the_file(tmp_path):
-    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "a") as beside:
-        beside.write_text("half")
-        raise KeyboardInterrupt
+    def interrupted():
+        with replacing(tmp_path / "a") as beside:
+            beside.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert left(tmp_path) == []
 
 
@@ -394,7 +399,7 @@ def test_an_unknown_task_lists_the_known_ones(learner, tmp_path):
 
 def test_weights_beyond_one_onnx_file_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "ONNX_LIMIT", 40)
-    with pytest.raises(clnp.ExportError, match="one ONNX file holds less than 2. Export it as pt2"):
+    with pytest.raises(clnp.ExportError, match=r"one ONNX file holds less than 2\. Export it as pt2"):
         export(linear(), tmp_path / "a.onnx", torch.zeros(1, 3))
     assert left(tmp_path) == []
 
@@ -486,11 +491,7 @@ def test_names_of_tasks_are_never_paths(command, tmp_path, monkeypatch):
     real = experiment.BENCHMARKS["digits"]
 
     def renamed(*given):
-        import dataclasses
-
         return [dataclasses.replace(task, name=name) for task, name in zip(real.tasks(*given), names, strict=True)]
-
-    import dataclasses
 
     monkeypatch.setitem(experiment.BENCHMARKS, "digits", dataclasses.replace(real, tasks=renamed))
     out = tmp_path / "deep" / "run"

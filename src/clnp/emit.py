@@ -244,10 +244,12 @@ class Emitter:
         dim = aligned(wanted[0], len(full), len(shape))
         if dim < 0 or shape[dim] == 1:
             return value
-        held = self.held(name, dim, member)
-        if len(held) == len(wanted[1]):
+        held, places = self.held(name, dim, member), wanted[1]
+        if shape[dim] != full[wanted[0]] and target.name in self.wiring.origins:
+            places = self.wiring.origins[target.name][places]  # raw input meets a value that was widened
+        if len(held) == len(places):
             return value
-        return self.index(value, dim, torch.searchsorted(held, wanted[1]))
+        return self.index(value, dim, torch.searchsorted(held, places))
 
     def finish(self, outputs: Any) -> fx.GraphModule:
         """Close the graph: what the outputs do not need is removed, kept values of the claimed graph (`meet_*`) too."""

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, fx
 
 from clnp.emit import Emitter, Member, kept_positions, positions, present, restricted_sizes, substitute
-from clnp.wiring import Node
+from clnp.wiring import EVERYONE, Node
 from clnp.wiring.graph import references
+from clnp.wiring.patterns import UNIT_NORM
 from clnp.wiring.rules.base import moved
 from clnp.wiring.rules.norms import NormForm, norm_form
 
@@ -109,14 +110,21 @@ def _cut(step: Step) -> fx.Node:
 
 def _gather(step: Step) -> fx.Node:
     """Write a value whose units only changed places."""
-    wiring = step.emitter.wiring
+    wiring, emitter = step.emitter.wiring, step.emitter
     found = wiring.gathers[step.node.name]
-    before, after = kept_positions(wiring, found.source, step.member), kept_positions(wiring, step.node.name, step.member)
-    value = step.operand(found.source)
-    held = before[1] if before is not None else torch.arange((wiring.node(found.source).shape or ())[found.dim])
+    after = kept_positions(wiring, step.node.name, step.member)
     wanted = found.positions if after is None else found.positions[after[1]]
-    index = torch.searchsorted(held, wanted)
-    return value if torch.equal(index, torch.arange(len(held))) else step.emitter.index(value, found.dim, index)
+    held: list[Tensor] = []
+    values: list[Any] = []
+    start = 0
+    for name in found.sources:
+        if step.operand(name) is not None:
+            values.append(step.operand(name))
+            held.append(emitter.held(name, found.dim, step.member) + start)
+        start += (wiring.node(name).shape or ())[found.dim]
+    value = values[0] if len(values) == 1 else emitter.run("cat.default", values, found.dim)
+    index = torch.searchsorted(torch.cat(held), wanted)
+    return value if torch.equal(index, torch.arange(sum(len(part) for part in held))) else emitter.index(value, found.dim, index)
 
 
 def _cat(step: Step) -> fx.Node:
@@ -126,6 +134,32 @@ def _cat(step: Step) -> fx.Node:
     refs = [ref for ref in node.args[0] if step.operand(ref.name) is not None]
     values = step.value(refs) if kept is None or kept[0] == dim else step.aligned(refs)
     return values[0] if len(values) == 1 else step.emitter.call(node, [values, dim])
+
+
+def _pad(step: Step) -> Any:
+    """Write a padding. What it puts beside units along their own dimension is raw input, which the pool does without."""
+    node, emitter = step.node, step.emitter
+    kept = kept_positions(emitter.wiring, node.name, step.member)
+    amounts = list(node.args[1])
+    n = len(node.shape or ())
+    place = None if kept is None else 2 * (n - 1 - kept[0])
+    sides = [0, 0] if place is None or place >= len(amounts) else amounts[place : place + 2]
+    value = step.value(node.args[0])
+    if kept is None or place is None or not any(sides) or not bool((emitter.wiring.values[node.name] == EVERYONE).any()):
+        return emitter.call(node, [value, *step.value(node.args[1:])], step.value(dict(node.kwargs)))
+    amounts[place : place + 2] = [0, 0]
+    if value is not None and any(amounts):
+        value = emitter.call(node, [value, *step.value([amounts, *node.args[2:]])], step.value(dict(node.kwargs)))
+    fill = float(node.args[3] if len(node.args) > 3 and node.args[3] is not None else node.kwargs.get("value") or 0.0)
+    sizes = step.sizes
+
+    def beside(amount: int) -> list[Any]:
+        there = amount > 0 and bool(step.member[-1])
+        shape = [amount if dim == kept[0] else size for dim, size in enumerate(sizes)]
+        return [emitter.run("full.default", shape, fill, device=emitter.device)] if there else []
+
+    parts = [*beside(sides[0]), *([] if value is None else [value]), *beside(sides[1])]
+    return parts[0] if len(parts) == 1 else emitter.run("cat.default", parts, kept[0])
 
 
 def weight_of(step: Step) -> tuple[str, str, str | None]:
@@ -161,7 +195,9 @@ GROUPS_ARGUMENT = {"aten.group_norm.default": 1, "aten.conv_transpose": 6, "aten
 def _own(step: Step) -> fx.Node:
     """Write an operation in which each unit has its own parameters; a number of groups becomes that of those left."""
     node, wiring = step.node, step.emitter.wiring
-    args = step.aligned(node.args)
+    args = step.value(node.args)
+    if node.op in ("aten.instance_norm.default", "aten.group_norm.default", "aten.prelu.default"):
+        args[0] = step.aligned(node.args[0])
     place = next((place for op, place in GROUPS_ARGUMENT.items() if node.op.startswith(op)), None)
     kept = kept_positions(wiring, node.name, step.member)
     if place is not None and kept is not None:
@@ -172,7 +208,7 @@ def _own(step: Step) -> fx.Node:
             left = torch.unique(kept[1] // (full // groups))
             channels = (left[:, None] * n_in + torch.arange(n_in)).flatten()
             args[0] = step.emitter.index(step.value(node.args[0]), 1, channels)
-    return step.emitter.call(node, args, step.aligned(dict(node.kwargs)))
+    return step.emitter.call(node, args, step.value(dict(node.kwargs)))
 
 
 def _norm(step: Step) -> fx.Node:
@@ -246,6 +282,8 @@ def _over(step: Step) -> fx.Node:
 
 def _native(step: Step, form: NormForm, value: fx.Node) -> fx.Node:
     """Write a norm over units as it is in the model."""
+    if step.node.op == UNIT_NORM:
+        return normalised(step.emitter, form, value, value)
     args = step.value(step.node.args)
     args[0] = value
     if step.node.op != "aten.group_norm.default":
@@ -324,6 +362,7 @@ KINDS: Mapping[str, Callable[[Step], Any]] = {
     "select": _cut,
     "gather": _gather,
     "cat": _cat,
+    "pad": _pad,
     "weight": _weight,
     "own": _own,
     "norm": _norm,

@@ -62,8 +62,8 @@ class Learner:
             trunk, layer = without_head(model, head, example_input)
             bias = torch.zeros(layer.out_features) if getattr(layer, "bias", None) is None else layer.bias.detach().cpu().clone()
             self._original_head = (layer.weight.detach().cpu().clone(), bias)
-        trunk = folded(trunk)
         self.wiring: Wiring = trace(trunk, example_input)
+        trunk = folded(trunk)
         if not self.wiring.n_units:
             raise WiringError("cannot learn tasks in this network: it has no units, for no layer of it has weights.")
         other = {str(parameter.dtype) for parameter in trunk.parameters() if parameter.dtype != torch.float32}
@@ -95,7 +95,10 @@ class Learner:
         return self._allocation.tasks
 
     def capacity(self) -> dict[str, GroupCapacity]:
-        """Return, per group, its units, the free ones, and by task those claimed and those reused."""
+        """Return, per group, its units, the free ones, and by task those claimed and those reused.
+
+        Weights that all tasks share (`Group.shared`) are not among them: they are no room.
+        """
         allocation = self._allocation
         return {
             group.name: GroupCapacity(
@@ -105,11 +108,12 @@ class Learner:
                 {task: allocation.n_reused(task, group.name) for task in allocation.tasks},
             )
             for group in self.wiring.groups
+            if not group.shared
         }
 
     def forecast(self) -> Forecast:
         """Say how many more tasks fit, and on what assumption."""
-        return forecast(self._allocation)
+        return forecast(self._allocation, [group.name for group in self.wiring.groups if not group.shared])
 
     def head_of(self, task: str) -> tuple[Tensor, Tensor]:
         """Return a task's head at the trunk's full width: weight (classes, F) and bias (classes,).
@@ -313,7 +317,7 @@ class Learner:
         weight = heads.own_columns(self.wiring, allocation, trial.task, head)
         self._state, self._allocation = state, allocation
         self._records[trial.task] = TaskRecord(trial.data.n_classes, trial.config.head, weight, head.bias.cpu(), trial.config.private)
-        groups = [group.name for group in self.wiring.groups]
+        groups = [group.name for group in self.wiring.groups if not group.shared]
         return LearnResult(
             task=trial.task,
             n_classes=trial.data.n_classes,

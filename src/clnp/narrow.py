@@ -15,7 +15,7 @@ from clnp.emit import Emitter, operand_places, operand_view, positions, present,
 from clnp.errors import WiringError
 from clnp.kinds import Part, Step, emit
 from clnp.wiring import Inputs, Wiring, mode, noisy, parts
-from clnp.wiring.graph import CONSTANT, INPUT, OUTPUT
+from clnp.wiring.graph import CONSTANT, INPUT, OUTPUT, references
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -73,6 +73,25 @@ def narrow(
         bias = emitter.store(f"{name}.bias", nn.Parameter(head[1].detach().clone(), requires_grad=False))
         result = emitter.run("linear.default", result, weight, bias)
     return emitter.finish(result)
+
+
+def reaches(wiring: Wiring, units: Tensor) -> bool:
+    """Tell whether the output of the network of some units still depends on its input.
+
+    A group without units deletes its branch: what read it goes on with a bias. Where the branch was the only path, nothing gets through.
+    """
+    member = with_everyone(units)
+    alive: set[str] = set()
+    for node in wiring.graph.nodes:
+        if node.op in (INPUT, OUTPUT) or node.name in wiring.operands:
+            if node.op == INPUT:
+                alive.add(node.name)
+            continue
+        read = references([list(node.args), dict(node.kwargs)])
+        if node.name in wiring.hidden or present(wiring, node.name, member):
+            if any(name in alive for name in read):
+                alive.add(node.name)
+    return wiring.graph.output in alive
 
 
 def batch_first(emitter: Emitter, wiring: Wiring, name: str, value: Any) -> fx.Node:

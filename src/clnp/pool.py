@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from clnp.kinds import Part
 
 
+TINY = 1e-12
+"""The smallest length of a direction under weight norm: a row of zeros stays zero."""
+
+
 @dataclass(frozen=True)
 class Piece:
     """Where a small tensor of the pool lies in the full-width one: chosen positions of an operand (or of a head's tensor)."""
@@ -33,6 +37,22 @@ class Piece:
     of_head: bool = False
     penalised: bool = False
     """Whether the L1 penalty acts on it: weights, not biases, norms or embeddings."""
+    length: nn.Parameter | None = None
+    """Under weight norm, the length of each row; the tensor is then part of its direction."""
+    row_dim: int = 0
+
+    def value(self, directions: Sequence[Tensor]) -> Tensor:
+        """Return the weights, given all parts of the rows' directions."""
+        if self.length is None:
+            return self.tensor.detach()
+        return (self.tensor * self.length / row_norms(directions, self.row_dim)).detach()
+
+
+def row_norms(parts: Sequence[Tensor], row_dim: int) -> Tensor:
+    """Return the Euclidean norm of each row over several tensors that hold parts of it; (rows, 1, ...) with rows in dimension `row_dim`."""
+    dims = [dim for dim in range(parts[0].dim()) if dim != row_dim]
+    squares = [part.square().sum(dims, keepdim=True) for part in parts]
+    return torch.stack(squares).sum(0).sqrt().clamp_min(TINY)
 
 
 class Noise(nn.Module):
@@ -284,6 +304,7 @@ class PoolBuilder:
         """Emit the pool rows of a layer: what they read of raw input and claimed units, plus what they read of the pool."""
         weight, source, bias = weight_of(self._step(node))
         total: fx.Node | None = None
+        parts: list[tuple[Any, Any]] = []
         for part, value, member in (
             ("given", self._given_operand(source), self.given_member),
             ("pool", self._pool_value(source), self.pool_member),
@@ -291,6 +312,9 @@ class PoolBuilder:
             rows = None if value is None else self.piece(weight, part, member)
             if value is None or rows is None:
                 continue
+            parts.append((value, rows))
+        weights = self._under_weight_norm(weight, [rows for _, rows in parts])
+        for (value, _), rows in zip(parts, weights, strict=True):
             known = {
                 source: value,
                 weight: rows,
@@ -302,6 +326,24 @@ class PoolBuilder:
         if total is None:  # it reads nothing that is left
             return emit(Step(self.emitter, node, self.pool_member, lambda name: self.piece(name, "own", None) if name == bias else None))
         return total
+
+    def _under_weight_norm(self, weight: str, directions: list[Any]) -> list[Any]:
+        """Return the weights of a layer's pool rows: what is trained, or under weight norm its direction times the row's length."""
+        found = self.wiring.operands[weight]
+        if not directions or found.moves or self.wiring.normed.get(found.parameter) != found.row_dim or found.row_dim is None:
+            return directions
+        mine = [index for index, piece in enumerate(self.pieces) if piece.name == weight]
+        if (weight, "length") not in self.placed:
+            length = nn.Parameter(row_norms([self.pieces[index].tensor.detach() for index in mine], found.row_dim))
+            self.placed[weight, "length"] = self.emitter.store(f"length.{found.parameter}", length)
+            for index in mine:
+                self.pieces[index] = replace(self.pieces[index], length=length, row_dim=found.row_dim)
+        dims = [dim for dim in range(len(self.wiring.node(weight).shape or ())) if dim != found.row_dim]
+        run = self.emitter.run
+        squares = [run("sum.dim_IntList", run("square.default", direction), dims, True) for direction in directions]
+        square = squares[0] if len(squares) == 1 else run("add.Tensor", *squares)
+        scale = run("div.Tensor", self.placed[weight, "length"], run("clamp_min.default", run("sqrt.default", square), TINY))
+        return [run("mul.Tensor", direction, scale) for direction in directions]
 
     def _pool_over(self, node: Node) -> fx.Node:
         """Emit a norm over units: the pool's units, over all visible ones."""
@@ -378,4 +420,5 @@ def write_back(wiring: Wiring, pieces: Sequence[Piece], state: Mapping[str, Tens
             with torch.no_grad():
                 full[tuple(index.to(full.device) for _, index in piece.places)] = piece.tensor.detach()
         else:
-            put_(wiring, state, piece.name, piece.places, piece.tensor)
+            directions = [other.tensor for other in pieces if other.name == piece.name] if piece.length is not None else []
+            put_(wiring, state, piece.name, piece.places, piece.value(directions))

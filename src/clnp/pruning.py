@@ -11,6 +11,7 @@ from torch import Tensor
 from clnp.errors import TrainingError
 from clnp.importance import CRITERIA
 from clnp.isolation import closure, norm_parts
+from clnp.narrow import reaches
 from clnp.selection import Keep, allowed_loss, select
 from clnp.split import Head, SplitNetwork, split
 from clnp.training import ESTIMATE_EXAMPLES, activities, estimate_norms_, fit, kept_values, n_correct, n_correct_and_finite, narrow_kept
@@ -233,6 +234,8 @@ def select_round(trial: Trial, network: SplitNetwork, bar: Bar, slack: int, numb
         return smaller
 
     def measure(keep: Keep) -> int:
+        if not reaches(wiring, trial.close(wiring.join(keep))):
+            return -len(trial.data.validation) - 1
         smaller = narrowed(keep, values_kept=all_kept)
         correct = trial.correct(smaller)
         # A network that validation data refuse need not be shown the witnesses.
@@ -241,7 +244,10 @@ def select_round(trial: Trial, network: SplitNetwork, bar: Bar, slack: int, numb
         return correct if lost <= slack * bar.allowed_witnesses else -len(trial.data.validation) - 1
 
     visible = wiring.split(network.visible)
-    found = select(wiring.split(scores), visible, measure, correct=bar.correct, allowed=slack * bar.allowed)
+    branches = {group.name for group in wiring.groups if reaches(wiring, network.visible & ~group.mask(wiring.n_units))}
+    scores[wiring.shared] = torch.inf
+    shared = {group.name for group in wiring.groups if group.shared}
+    found = select(wiring.split(scores), visible, measure, correct=bar.correct, allowed=slack * bar.allowed, may_empty=branches - shared)
     if all(torch.equal(found.keep[group], visible[group]) for group in visible):
         # Nothing is released: a copy, for fine-tuning must not change what may have to be gone back to.
         return split(wiring, trial.state, network.claimed_units, network.pool_units, trial.head, norms=trial.norms)

@@ -195,6 +195,7 @@ class _Conversion:
         self.nodes: list[Node] = []
         self.symbols: dict[str, Size] = {}
         self.tuples: dict[str, Any] = {}
+        self.stacks: dict[str, tuple[list[Ref], int]] = {}
         self.renamed: dict[str, Ref | Any] = {}
 
     def graph(self) -> Graph:
@@ -272,7 +273,13 @@ class _Conversion:
         elif (op.startswith(_CUT) and self._is_cut_evenly(raw, args)) or op == "aten.unbind.int":
             self.tuples[raw.name] = op, args
             return
+        elif op == "aten.select.int" and isinstance(args[0], Ref) and args[0].name in self.stacks:
+            refs, dim = self.stacks[args[0].name]
+            if isinstance(args[2], int) and args[1] % raw.args[0].meta["val"].dim() == dim:
+                self.renamed[raw.name] = refs[args[2]]
+                return
         elif op == "aten.stack.default":
+            self.stacks[raw.name] = args[0], (args[1] if len(args) > 1 else 0) % raw.meta["val"].dim()
             args = ([self._unsqueezed(raw, index, ref, args) for index, ref in enumerate(args[0])], *args[1:])
             op = "aten.cat.default"
         self.nodes.append(self._record(raw, op, args, kwargs))

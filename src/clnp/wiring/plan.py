@@ -39,6 +39,12 @@ class Group:
         """The group's places in a tensor over all units."""
         return slice(self.start, self.start + self.n_units)
 
+    def mask(self, n_units: int) -> Tensor:
+        """Return which units of a whole network are the group's: bool (n_units,)."""
+        mask = torch.zeros(n_units, dtype=torch.bool)
+        mask[self.slice] = True
+        return mask
+
 
 @dataclass(frozen=True)
 class ParameterLabels:
@@ -66,9 +72,9 @@ class ParameterLabels:
 
 @dataclass(frozen=True)
 class Gather:
-    """A value that is another one with its units in another order: positions of `source` along dimension `dim`."""
+    """A value that is others with their units in another order: positions of `sources`, side by side, along dimension `dim`."""
 
-    source: str
+    sources: tuple[str, ...]
     dim: int
     positions: Tensor
 
@@ -93,6 +99,10 @@ class Wiring:
     """Norms over units: the name of the node, and the unit of each channel."""
     kinds: Mapping[str, str] = field(default_factory=dict[str, str])
     gathers: Mapping[str, Gather] = field(default_factory=dict[str, Gather])
+    normed: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Weights that the model has under weight norm, and the dimension of their lengths: their rows are trained as length and direction."""
+    origins: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """Of a widened network: node name -> for each position along the units' dimension, the position in the model's own code."""
     hidden: frozenset[str] = frozenset()
     """Names of nodes that are never computed: views of parameters, and steps of a shuffle."""
 

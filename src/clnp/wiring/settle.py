@@ -13,8 +13,8 @@ from clnp.wiring.graph import Node, Ref, references
 from clnp.wiring.labels import EVERYONE, compact, components, varying
 from clnp.wiring.plan import Gather, Group, ParameterLabels, Wiring
 from clnp.wiring.rules import RULES, Value
-from clnp.wiring.rules.base import moved
-from clnp.wiring.rules.pointwise import index, move
+from clnp.wiring.rules.base import filled, moved
+from clnp.wiring.rules.pointwise import index, move, same
 from clnp.wiring.tracer import Operand, Tracer
 
 if TYPE_CHECKING:
@@ -51,8 +51,9 @@ class _Numbers:
 
 
 def _number(tracer: Tracer) -> _Numbers:
-    pairs = torch.cat([torch.zeros(0, 2, dtype=torch.long), *(pair for _, pair in tracer.ties), *tracer.links])
-    root = components(tracer.n_labels, pairs)
+    links = torch.cat([torch.zeros(0, 2, dtype=torch.long), *tracer.links])
+    without_loss = components(tracer.n_labels, links)
+    root = components(tracer.n_labels, torch.cat([links, *(pair for _, pair in tracer.ties)]))
     sizes = [len(labels) for _, labels in tracer.blocks]
     block = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes, dtype=torch.long))
     roots = root[torch.cat([labels for _, labels in tracer.blocks])] if sizes else torch.zeros(0, dtype=torch.long)
@@ -60,7 +61,7 @@ def _number(tracer: Tracer) -> _Numbers:
     group_of = components(len(sizes), torch.stack([block, first[roots]], 1).unique(dim=0))  # block -> the group's first block
     number = torch.full((tracer.n_labels + 1,), EVERYONE)
     tied = [(node, torch.unique(root[pair[:, 0]])) for node, pair in tracer.ties]
-    lost = [(node, why, torch.unique(root[labels]), len(labels)) for node, why, labels in tracer.lost]
+    lost = [(node, why, torch.unique(root[labels]), len(torch.unique(without_loss[labels]))) for node, why, labels in tracer.lost]
     shared = root[torch.cat(list(tracer.shared_by.values()))] if tracer.shared_by else torch.zeros(0, dtype=torch.long)
     groups: list[Group] = []
     start = 0
@@ -106,7 +107,7 @@ def _order(tracer: Tracer, numbered: _Numbers) -> tuple[dict[str, Gather], set[s
         if not isinstance(value, Value) or value.is_parameter or node.name in tracer.operands:
             continue
         units = numbered.of(value.labels)
-        moves = RULES.get(node.op) is not None and RULES[node.op].label in (move, index)
+        moves = RULES.get(node.op) is not None and RULES[node.op].label in (move, index, same)
         reads_ragged = [name for name in references([list(node.args), dict(node.kwargs)]) if name in ragged]
         if len(varying(units)) > 1:
             if not moves:
@@ -146,9 +147,11 @@ def _commutes(tracer: Tracer, numbered: _Numbers, node: Node, value: Value) -> b
     before, after = numbered.of(source.labels), numbered.of(value.labels)
     if not varying(before) or tracer.kind(node) in ("shape", "expand", "slice", "select"):
         return True  # their numbers are rewritten
-    if tracer.kind(node) == "gather":
-        return False  # positions are chosen, unless the units' own dimension is left alone: `_gather` tells
     (dim,) = varying(before)
+    if tracer.kind(node) == "gather":  # positions are chosen: does that leave the units' own dimension alone?
+        line = torch.arange(source.shape[dim]).reshape([-1 if d == dim else 1 for d in range(len(source.shape))]).expand(source.shape)
+        found = compact(_applied(tracer, node, line))
+        return varying(found) == [dim] and torch.equal(found.flatten(), torch.arange(source.shape[dim])) and varying(after) == [dim]
     labels = before.flatten()
     for keep in (labels != labels[0], labels == labels[-1]):
         if not bool(keep.any()):
@@ -160,44 +163,56 @@ def _commutes(tracer: Tracer, numbered: _Numbers, node: Node, value: Value) -> b
             found = _applied(tracer, node, cut + 1) - 1
         except RuntimeError:
             return False
-        line = compact(torch.where(found == EVERYONE, found.amax(), found) if not bool((after == EVERYONE).any()) else found)
-        if not torch.equal(line.flatten().expand_as(kept_after) if line.numel() == 1 else line.flatten(), kept_after):
+        expected = kept_after.reshape([-1 if size > 1 else 1 for size in after.shape]) if after.numel() > 1 else kept_after[:1]
+        if not torch.equal(filled(found).flatten(), filled(expected).flatten()):
             return False
     return True
 
 
 def _gather(tracer: Tracer, numbered: _Numbers, node: Node, ragged: set[str]) -> Gather | None:
-    """Return where the positions of a value come from: a value before it, and positions along the dimension of its units.
+    """Return where the positions of a value come from: values before it, and positions along the dimension of their units.
 
     None where more changes than the order of units.
     """
-    chain = [node]
-    while (source := chain[0].args[0].name) in ragged:
-        chain.insert(0, tracer.graph.by_name[source])
-    anchor = tracer.values[source]
-    units = numbered.of(anchor.labels)
-    dims = varying(units)
-    if len(dims) != 1 or any(size is not None for size in tracer.graph.by_name[source].sizes[dims[0] : dims[0] + 1]):
+    anchors: dict[str, int] = {}
+    dims: set[int] = set()
+    shapes: set[tuple[int, ...]] = set()
+
+    def places(name: str, *, first: bool = False) -> list[Tensor]:
+        """Return, for each dimension of the anchors, the place there of each position of a value."""
+        step = tracer.graph.by_name[name]
+        if step.op == "aten.cat.default" and (first or name in ragged):
+            operands = [places(ref.name) for ref in step.args[0]]
+            dim = step.args[1] if len(step.args) > 1 else 0
+            return [torch.cat(parts, dim) for parts in zip(*operands, strict=True)]
+        if first or name in ragged or name.endswith("_of_stack"):
+            return [_applied(tracer, step, part) for part in places(step.args[0].name)]
+        value = tracer.values[name]
+        dims.update(varying(numbered.of(value.labels)))
+        (dim,) = dims
+        shapes.add((*value.shape[:dim], *value.shape[dim + 1 :]))
+        start = anchors.setdefault(name, sum(tracer.values[other].shape[dim] for other in anchors))
+        lines = [torch.arange(size).reshape([-1 if d == k else 1 for d in range(len(value.shape))]) for k, size in enumerate(value.shape)]
+        lines[dim] = lines[dim] + start
+        return [line.expand(value.shape) for line in lines]
+
+    try:
+        found = [compact(part) for part in places(node.name, first=True)]
+    except (RuntimeError, KeyError, ValueError, AttributeError):
         return None
-    result: Tensor | None = None
-    for dim, size in enumerate(anchor.shape):
-        if size == 1:
-            continue
-        places = torch.arange(size).reshape([-1 if d == dim else 1 for d in range(len(anchor.shape))]).expand(anchor.shape)
-        for step in chain:
-            try:
-                places = _applied(tracer, step, places)
-            except (RuntimeError, KeyError):
-                return None
-        places = compact(places)
-        if places.dim() != len(anchor.shape) or varying(places) not in ([dim], []):
+    (dim,) = dims
+    if len(shapes) != 1 or len(found) != len(node.shape or ()) or any(node.sizes[dim : dim + 1]):
+        return None
+    for k, part in enumerate(found):
+        if varying(part) not in ([k], []):
             return None
-        along_dim = places.transpose(0, dim).reshape(-1)
-        if dim == dims[0]:
-            result = along_dim.expand((node.shape or ())[dim])
-        elif not torch.equal(along_dim, torch.arange(size)):
+        line = part.transpose(0, k).reshape(-1)
+        if k != dim and len(line) > 1 and not torch.equal(line, torch.arange((node.shape or ())[k])):
             return None
-    return None if result is None else Gather(source, dims[0], result.clone())
+        if k != dim and len(line) == 1 and (node.shape or ())[k] != 1:
+            return None
+    along_dim = found[dim].transpose(0, dim).reshape(-1).expand((node.shape or ())[dim])
+    return Gather(tuple(anchors), dim, along_dim.clone())
 
 
 def _wiring(tracer: Tracer, numbered: _Numbers, gathers: Mapping[str, Gather], hidden: set[str]) -> Wiring:

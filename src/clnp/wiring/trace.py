@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from clnp.errors import WiringError
 from clnp.wiring.capture import Inputs, capture
+from clnp.wiring.patterns import with_norms
 from clnp.wiring.settle import settle
 from clnp.wiring.tracer import Tracer
 
@@ -37,13 +38,27 @@ def trace(model: nn.Module, example: Inputs) -> Wiring:
       2: 2 units
     heads read 2 features
     """
+    normed = weight_norms(model)
     model = folded(model)
-    graph = capture(model, example)
+    graph = with_norms(capture(model, example))
     buffers: dict[str, Tensor] = {name: buffer.detach().cpu() for name, buffer in model.named_buffers()}
     fixed = {name: tensor for name, tensor in {**buffers, **graph.constants}.items() if not tensor.is_floating_point()}
     tracer = Tracer(graph, fixed)
     tracer.run()
-    return settle(tracer)
+    return replace(settle(tracer), normed=normed)
+
+
+def weight_norms(model: nn.Module) -> dict[str, int]:
+    """Return the weights under weight norm, and the dimension along which each has lengths."""
+    found: dict[str, int] = {}
+    for name, module in model.named_modules():
+        steps = [(getattr(hook, "name", ""), hook) for hook in module._forward_pre_hooks.values()]  # noqa: SLF001
+        if parametrize.is_parametrized(module):
+            steps += [(tensor, step) for tensor, chain in module.parametrizations.items() for step in chain]  # pyright: ignore[reportGeneralTypeIssues, reportCallIssue]
+        for tensor, step in steps:
+            if "WeightNorm" in type(step).__name__:
+                found[f"{name}.{tensor}" if name else tensor] = int(step.dim)
+    return found
 
 
 def folded(model: nn.Module) -> nn.Module:
@@ -79,9 +94,12 @@ def _without(model: nn.Module, plain: nn.Module, path: str, tensor: str, kind: s
     if plain is model:
         plain = copy.deepcopy(model)
     module = plain.get_submodule(path)
-    with torch.no_grad():
-        if parametrize.is_parametrized(module, tensor):
-            parametrize.remove_parametrizations(module, tensor, leave_parametrized=True)
-        else:
-            nn.utils.remove_weight_norm(module, tensor)
+    if parametrize.is_parametrized(module, tensor):
+        parametrize.remove_parametrizations(module, tensor, leave_parametrized=True)
+    else:
+        nn.utils.remove_weight_norm(module, tensor)
+    if tensor in module._buffers:  # noqa: SLF001  # what torch leaves where no gradient was asked for
+        weight = module._buffers.pop(tensor)  # noqa: SLF001
+        assert weight is not None
+        module.register_parameter(tensor, nn.Parameter(weight, requires_grad=False))
     return plain

@@ -64,6 +64,7 @@ class Tracer:
         self.blocks: list[tuple[str, Tensor]] = []
         self.ties: list[tuple[Node, Tensor]] = []
         self.links: list[Tensor] = []
+        """All ties but lossy ones, and what parameters belong to."""
         self.norms: list[tuple[Node, Tensor]] = []
         self.lost: list[tuple[Node, str, Tensor]] = []
         self.kinds: dict[str, str] = {}
@@ -83,12 +84,18 @@ class Tracer:
         self.blocks.append((node.module or node.name, labels))
         return labels
 
-    def tie(self, node: Node, a: Tensor, b: Tensor) -> None:
-        """Declare that labels at the same position of `a` and `b` (broadcast) are one unit, because of `node`."""
+    def tie(self, node: Node, a: Tensor, b: Tensor, *, lossy: bool = False) -> None:
+        """Declare that labels at the same position of `a` and `b` (broadcast) are one unit, because of `node`.
+
+        `lossy` says that they could have stayed apart, if `node` were another operation.
+        """
         a, b = torch.broadcast_tensors(a, b)
         different = (a != EVERYONE) & (b != EVERYONE) & (a != b)
         if bool(different.any()):
-            self.ties.append((node, torch.unique(torch.stack([a[different], b[different]], 1), dim=0)))
+            pairs = torch.unique(torch.stack([a[different], b[different]], 1), dim=0)
+            self.ties.append((node, pairs))
+            if not lossy:
+                self.links.append(pairs)
 
     def _link(self, a: Tensor, b: Tensor) -> None:
         """Tie positions of a parameter to units: nothing that a user would call a tie."""
@@ -110,7 +117,7 @@ class Tracer:
                 speaker = labels.amax(dim, keepdim=True)
                 if bool(((labels == EVERYONE) & (speaker != EVERYONE)).any()):
                     raise refusal(node, "mixes raw input with units.")
-                self.tie(node, labels, speaker)
+                self.tie(node, labels, speaker, lossy=bool(lost))
                 if lost:
                     self.lost.append((node, lost, labels.unique()))
                 labels = speaker
@@ -119,6 +126,16 @@ class Tracer:
     def is_shared(self, labels: Tensor) -> bool:
         """Tell whether labels are those of parameters that all units read."""
         return bool(self.shared_by) and bool(torch.isin(labels, torch.cat(list(self.shared_by.values()))).all())
+
+    def is_direct(self, labels: Tensor) -> bool:
+        """Tell whether labels are those of parameters that are used as plain tensors."""
+        elements = [stored.elements.flatten() for stored in self.stored.values() if stored.elements is not None]
+        return bool(elements) and bool(torch.isin(labels, torch.cat(elements)).all())
+
+    def is_stack(self, name: str) -> bool:
+        """Tell whether a node stacks tensors along a new dimension."""
+        node = self.graph.by_name[name]
+        return node.op == "aten.cat.default" and node.args[0][0].name.endswith("_of_stack")
 
     # ---- parameters
 
@@ -232,7 +249,7 @@ class Tracer:
         for value in read:
             if bool((value.labels == EVERYONE).any()) and not value.is_raw:
                 raise refusal(node, "mixes raw input with units.")
-        self.tie(node, units[:1], units)
+        self.tie(node, units[:1], units, lossy=True)
         self.lost.append((node, why, units))
         return units[:1].reshape(shape)
 

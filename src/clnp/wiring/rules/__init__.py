@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from clnp.errors import WiringError
 from clnp.wiring.rules import mixing, norms, pointwise, weights
-from clnp.wiring.rules.base import Kind, LabelRule, Labels, Rule, Value, tensors
+from clnp.wiring.rules.base import SAME, Kind, LabelRule, Labels, Rule, Value, tensors
+from clnp.wiring.patterns import UNIT_NORM
 from clnp.wiring.rules.mixing import unknown
 
 __all__ = ["RULES", "Kind", "LabelRule", "Labels", "Rule", "Value", "register", "tensors", "unknown"]
@@ -19,17 +20,15 @@ _POINTWISE = (
     "relu relu6 gelu silu mish elu celu selu leaky_relu hardtanh hardswish hardsigmoid tanh sigmoid softplus softsign log_sigmoid hardshrink "
     "softshrink tanhshrink threshold add.Tensor sub.Tensor rsub.Scalar rsub.Tensor mul.Tensor div.Tensor div.Tensor_mode add.Scalar sub.Scalar mul.Scalar "
     "div.Scalar neg exp exp2 expm1 log log2 log1p abs sqrt rsqrt reciprocal square sin cos tan atan asin acos sinh cosh erf erfc sign floor ceil round "
-    "clamp clamp.Tensor clamp_min clamp_max pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar clone contiguous detach detach_ alias to.dtype to.dtype_layout "
-    "to.device to.other type_as _to_copy where.self where.ScalarOther where.ScalarSelf where.Scalar masked_fill.Scalar masked_fill.Tensor maximum minimum "
+    "clamp clamp.Tensor clamp_min clamp_max pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar "
+    "where.self where.ScalarOther where.ScalarSelf where.Scalar masked_fill.Scalar masked_fill.Tensor maximum minimum "
     "addcmul addcdiv lerp.Scalar lerp.Tensor eq.Tensor eq.Scalar ne.Tensor ne.Scalar lt.Tensor lt.Scalar le.Tensor le.Scalar gt.Tensor gt.Scalar ge.Tensor ge.Scalar "
     "logical_not logical_and logical_or bitwise_not bitwise_and.Tensor bitwise_or.Tensor __and__.Tensor __or__.Tensor nan_to_num isnan isinf isfinite "
-    "floor_divide remainder.Scalar remainder.Tensor fmod.Scalar atan2 hypot conj lift_fresh_copy float"
+    "floor_divide remainder.Scalar remainder.Tensor fmod.Scalar atan2 hypot conj"
 )
-_SHAPES = (
-    "view reshape _unsafe_view flatten.using_ints unflatten.int squeeze squeeze.dim squeeze.dims unsqueeze view_as reshape_as expand_as"
-)
+_SHAPES = "view reshape _unsafe_view flatten.using_ints unflatten.int squeeze squeeze.dim squeeze.dims unsqueeze view_as reshape_as"
 _MOVES = (
-    "permute transpose.int movedim.int movedim.intlist swapaxes swapdims t numpy_T mT adjoint flip repeat tile repeat_interleave.self_int pad constant_pad_nd "
+    "permute transpose.int movedim.int movedim.intlist swapaxes swapdims t numpy_T mT adjoint flip repeat tile repeat_interleave.self_int "
     "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d pixel_unshuffle unfold diagonal"
 )
 _POOLS = {
@@ -40,7 +39,8 @@ _POOLS = {
 }
 _REDUCTIONS = {
     1: "mean.dim sum.dim_IntList amax amin var.correction std.correction var.dim std.dim logsumexp prod.dim_int any.dim all.dim max.dim min.dim "
-    "median.dim norm.ScalarOpt_dim linalg_vector_norm mean sum max min",
+    "median.dim mean sum max min",
+    2: "norm.ScalarOpt_dim linalg_vector_norm",
 }
 _ALONG = {1: "softmax.int log_softmax.int _softmax _log_softmax cumsum cumprod cummax cummin logcumsumexp sort argsort"}
 _CONVOLUTIONS = (
@@ -62,7 +62,9 @@ RULES: dict[str, Rule] = {
     **{op: Rule(pointwise.dropout, "noise") for op in _names("dropout feature_dropout alpha_dropout feature_alpha_dropout")},
     **{op: Rule(pointwise.move, "shape") for op in _names(_SHAPES)},
     **{op: Rule(pointwise.move) for op in _names(_MOVES)},
-    **{op: Rule(pointwise.move, "expand") for op in _names("expand broadcast_to")},
+    **{op: Rule(pointwise.move, "pad") for op in _names("pad constant_pad_nd")},
+    **{op: Rule(pointwise.same) for op in SAME},
+    **{op: Rule(pointwise.move, "expand") for op in _names("expand broadcast_to expand_as")},
     **{op: Rule(pointwise.move, "slice") for op in _names("slice.Tensor narrow")},
     **{op: Rule(pointwise.move, "select") for op in _names("select.int")},
     **{op: Rule(pointwise.move, "gather") for op in _names("roll channel_shuffle native_channel_shuffle")},
@@ -90,7 +92,7 @@ RULES: dict[str, Rule] = {
     "aten.batch_norm.default": Rule(weights.batch_norm, "norm"),
     "aten.instance_norm.default": Rule(norms.instance_norm, "own"),
     "aten.group_norm.default": Rule(norms.group_norm, "over"),
-    **{op: Rule(norms.over_units, "over") for op in _names("layer_norm rms_norm")},
+    **{op: Rule(norms.over_units, "over") for op in [*_names("layer_norm rms_norm"), UNIT_NORM]},
 }
 """What is done with labels, by operation. An operation that is not here is merged, or refused by name."""
 

@@ -58,6 +58,7 @@ Kind = Literal[
     "slice",
     "select",
     "cat",
+    "pad",
     "weight",
     "own",
     "norm",
@@ -75,7 +76,7 @@ class Rule:
 
     `kind` tells `clnp.emit` how to write the operation for fewer units: "plain" (as it is), "pointwise" (as it is; raw input is
     cut to the positions that are left), "shape" (a reshape to the sizes that are left), "expand", "slice", "select" (their numbers
-    are rewritten), "cat" (operands without units left are dropped), "weight" (rows and columns of a parameter are chosen),
+    are rewritten), "cat" (operands without units left are dropped), "pad", "weight" (rows and columns of a parameter are chosen),
     "own" (each unit has parameters that act on itself alone: as "pointwise"; a number of groups is rewritten), "norm" (running
     statistics of each unit), "over" (a norm over the needed units), "noise" (dropout: only in training), "attention" (dropout inside),
     "recurrent", "gather" (positions are chosen from an earlier value).
@@ -110,8 +111,18 @@ def concrete(argument: Any) -> Any:
     return argument
 
 
+SAME = frozenset(
+    f"aten.{name}"
+    for name in "clone.default contiguous.default detach.default alias.default to.dtype to.dtype_layout to.device to.other "
+    "type_as.default _to_copy.default lift_fresh_copy.default float.default".split()
+)
+"""Operations after which every element is where it was."""
+
+
 def moved(node: Node, tensor: Tensor) -> Tensor:
     """Move elements as an operation on one tensor does; integers too, where torch knows the operation for real numbers only."""
+    if node.op in SAME:
+        return tensor
     args = [concrete(argument) for argument in node.args[1:]]
     kwargs = {key: concrete(value) for key, value in node.kwargs.items()}
     function = resolve(node.op)

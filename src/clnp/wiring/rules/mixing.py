@@ -140,7 +140,8 @@ def reduce(place: int) -> Any:
         n = len(value.shape)
         dims = _reduced(node, place, n)
         tracer.refuse_batch(node, value, dims, "reduces over the examples of a batch")
-        labels = tracer.only_along(node, value, set(range(n)) - dims, lost="mixes units without a weight")
+        stacked = node.args[0].name in tracer.graph.by_name and tracer.is_stack(node.args[0].name)  # a sum of what was stacked is a sum
+        labels = tracer.only_along(node, value, set(range(n)) - dims, lost="" if stacked else "mixes units without a weight")
         keep = len(node.shape or ()) == n and node.shape != tuple(size for dim, size in enumerate(value.shape) if dim not in dims)
         return labels if keep or n == len(dims) == len(node.shape or ()) else labels.squeeze(tuple(sorted(dims)))
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from clnp.wiring.labels import varying
+from clnp.wiring.patterns import UNIT_NORM
 from clnp.wiring.rules.base import Labels, Value, refusal
 from clnp.wiring.rules.weights import per_channel
 
@@ -31,6 +32,9 @@ class NormForm:
 
 def norm_form(node: Node, n_dims: int) -> NormForm:
     """Read the arguments of layer_norm, rms_norm or group_norm with one group."""
+    if node.op == UNIT_NORM:
+        _, dims, eps, centred = node.args
+        return NormForm(tuple(dims), None, None, eps, centred, dims[0])
     args = [*node.args, None, None, None]
     if node.op == "aten.group_norm.default":
         eps = args[4] if len(node.args) > 4 else 1e-5

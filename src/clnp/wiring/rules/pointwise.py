@@ -80,21 +80,46 @@ def move(tracer: Tracer, node: Node, arguments: list[Any]) -> Labels:
     return filled(moved(node, (labels if simple else value.full()) + 1) - 1)
 
 
+def same(tracer: Tracer, node: Node, arguments: list[Any]) -> Labels:
+    """Leave every element where it is: a copy, another number format."""
+    value: Value = arguments[0]
+    if value.is_parameter and "to" not in node.op.split(".")[1].split("_") and "type" not in node.op:
+        return value._replace(node=node.name, moves=(*value.moves, node))
+    return tracer.plain(node, value).labels
+
+
 def concatenate(tracer: Tracer, node: Node, arguments: list[Any]) -> Labels:
     """Put the units of the operands side by side."""
     values = [tracer.direct(node, value) if value.is_parameter else value for value in tensors(arguments[:1])]
     values = [value for value in values if len(value.shape) == len(node.shape or ())]  # torch lets empty ones of another shape pass
     dim = (arguments[1] if len(arguments) > 1 else node.kwargs.get("dim", 0)) % len(node.shape or ())
-    across = [value for value in values if value.labels.numel() > 1 and value.labels.shape[dim] == 1]
-    if len(across) == len([value for value in values if not value.is_raw]) and not values[0].node.endswith("_of_stack"):
-        # Tokens behind tokens: whatever follows treats them alike.
-        for value in across[1:]:
-            tracer.tie(node, across[0].labels, value.labels)
+    across = _behind_each_other(tracer, node, values, dim)
     sizes = [max(value.labels.shape[d] for value in values) for d in range(len(node.shape or ()))]
     wide = [value.labels.expand(*sizes[:dim], value.shape[dim], *sizes[dim + 1 :]) for value in values]
-    if len(across) > 1 and not values[0].node.endswith("_of_stack"):
-        wide = [torch.where(labels == EVERYONE, labels, across[0].labels) for labels in wide]
+    if across is not None:
+        wide = [torch.where(labels == EVERYONE, labels, across) for labels in wide]
     return filled(torch.cat(wide, dim))
+
+
+def _behind_each_other(tracer: Tracer, node: Node, values: Sequence[Value], dim: int) -> Tensor | None:
+    """Tie what lies along another dimension, where it is the same for all positions along `dim`: tokens behind tokens.
+
+    Class tokens are parameters of their own; whatever follows treats them like the others. Returns the labels of all, or None.
+    """
+    units = [value for value in values if value.labels.numel() > 1]
+    if len(units) < 2 or units[0].node.endswith("_of_stack"):
+        return None
+    lines: list[Tensor] = []
+    for value in units:
+        line = value.labels
+        if line.shape[dim] > 1:
+            if not tracer.is_direct(line):
+                return None
+            line = tracer.only_along(node, value, set(range(line.dim())) - {dim})
+        lines.append(line)
+    for line in lines[1:]:
+        tracer.tie(node, lines[0], line)
+    return lines[0]
 
 
 def glu(tracer: Tracer, node: Node, arguments: list[Any]) -> Labels:

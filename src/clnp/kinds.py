@@ -73,6 +73,9 @@ def _plain(step: Step) -> Any:
     if node.op == "operator.getitem":
         whole = step.value(node.args[0])
         return whole[node.args[1]] if isinstance(whole, tuple) else step.emitter.call(node, (whole, node.args[1]))
+    if node.op == UNIT_NORM:
+        value = step.value(node.args[0])
+        return normalised(step.emitter, norm_form(node, len(node.shape or ())), value, value)
     args = step.value(node.args)
     if node.op.startswith("aten.new_") and args[0] is None:  # only its dtype and device matter
         args[0] = next(iter(step.emitter.inputs.values()))

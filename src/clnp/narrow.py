@@ -135,9 +135,22 @@ def check_narrowing(wiring: Wiring, state: Mapping[str, Tensor], trunk: nn.Modul
             )
         if float((alone - found[-1:]).abs().max()) > tolerance:
             raise WiringError(
-                f"cannot isolate tasks in this network: it mixes the examples of a batch (an example's output in a batch of {n} is not "
-                f"the one that it has alone). Look for operations along dimension 0."
+                f"cannot isolate tasks in this network: it mixes the examples of a batch, {_mixer(wiring, state, x)}. "
+                f"An example's output in a batch of {n} is not the one that it has alone."
             )
+
+
+def _mixer(wiring: Wiring, state: Mapping[str, Tensor], x: tuple[Tensor, ...]) -> str:
+    """Say which operation is the first whose result for an example depends on the others."""
+    names = [node.name for node in wiring.graph.nodes if wiring.graph.batch_dim(node) is not None and node.op not in (INPUT, OUTPUT)]
+    names = [name for name in names if name in wiring.values and name not in wiring.hidden]
+    network = narrow(wiring, state, torch.ones(wiring.n_units, dtype=torch.bool), outputs=names)
+    together, alone = network(*(part.cpu() for part in x)), network(*(part[-1:].cpu() for part in x))
+    for name, many, one in zip(names, together, alone, strict=True):
+        if one.shape[1:] != many.shape[1:] or not torch.allclose(many[-1:].float(), one.float(), rtol=1e-3, atol=1e-5):
+            node = wiring.node(name)
+            return f"at {node.op} in {node.place}"
+    return "along dimension 0"
 
 
 def joined(output: Any) -> Tensor:

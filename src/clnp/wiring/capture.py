@@ -183,7 +183,7 @@ class _Conversion:
                 return
             if whole.name in self.tuples:
                 op, args = self._piece(whole, raw.args[1])
-        elif (op.startswith(_CUT) and self._is_cut_evenly(raw, args)) or op == "aten.unbind.int":
+        elif op.startswith(_CUT) or op == "aten.unbind.int":
             self.tuples[raw.name] = op, args
             return
         elif op == "aten.select.int" and isinstance(args[0], Ref) and args[0].name in self.stacks:
@@ -197,19 +197,16 @@ class _Conversion:
             op = "aten.cat.default"
         self.nodes.append(self._record(raw, op, args, kwargs))
 
-    def _is_cut_evenly(self, raw: Any, args: tuple[Any, ...]) -> bool:
-        dim = args[2] if len(args) > 2 else raw.kwargs.get("dim", 0)
-        return all(isinstance(value.shape[dim], int) for value in raw.meta["val"])
-
     def _piece(self, whole: Any, index: int) -> tuple[str, tuple[Any, ...]]:
         """Say one of several pieces of a tensor as a slice or a selection."""
         op, args = self.tuples[whole.name]
         if op == "aten.unbind.int":
             return "aten.select.int", (args[0], args[1] if len(args) > 1 else whole.kwargs.get("dim", 0), index)
         dim = args[2] if len(args) > 2 else whole.kwargs.get("dim", 0)
-        sizes = [int(value.shape[dim]) for value in whole.meta["val"]]
-        start = sum(sizes[:index])
-        return "aten.slice.Tensor", (args[0], dim, start, start + sizes[index])
+        stops: list[Any] = [0]
+        for value in whole.meta["val"]:
+            stops.append(_sum(stops[-1], self._size(value.shape[dim])))
+        return "aten.slice.Tensor", (args[0], dim, stops[index], stops[index + 1])
 
     def _unsqueezed(self, raw: Any, index: int, ref: Ref, args: tuple[Any, ...]) -> Ref:
         """Add a dimension of size 1 to an operand of a stack."""
@@ -290,6 +287,12 @@ class _Conversion:
             last = Node("outputs", "aten.cat.default", ([Ref(node.name) for node in outputs], 1), {}, shape, (last.sizes[0], None))
             self.nodes.append(last)
         self.nodes.append(Node(name="output", op=OUTPUT, args=(Ref(last.name),)))
+
+
+def _sum(a: Any, b: Any) -> Any:
+    """Add two sizes."""
+    hints = [part.hint if isinstance(part, Size) else part for part in (a, b)]
+    return Size("+", (a, b), sum(hints)) if isinstance(a, Size) or isinstance(b, Size) else a + b
 
 
 def _canonical_names(model: nn.Module) -> dict[str, str]:

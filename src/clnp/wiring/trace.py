@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from torch.nn.utils import parametrize
 from clnp.errors import WiringError
 from clnp.wiring.capture import capture
 from clnp.wiring.patterns import with_norms
+from clnp.wiring.prepare import copied
 from clnp.wiring.settle import settle
 from clnp.wiring.tracer import Tracer
 
@@ -94,7 +94,7 @@ def _without(model: nn.Module, plain: nn.Module, path: str, tensor: str, kind: s
             f"or use weight_norm, which keeps rows apart."
         )
     if plain is model:
-        plain = copy.deepcopy(model)
+        plain = copied(model)
     module = plain.get_submodule(path)
     if parametrize.is_parametrized(module, tensor):
         parametrize.remove_parametrizations(module, tensor, leave_parametrized=True)

@@ -99,6 +99,10 @@ def _defines(module: nn.Module, file: str, line: int) -> bool:
     return bool(lines) and min(lines) <= line <= max(lines)
 
 
+class DependsOnDataError(NotImplementedError):
+    """A size of a captured network is known only when it runs."""
+
+
 class _Conversion:
     """Turns an exported program into plain records."""
 
@@ -191,6 +195,8 @@ class _Conversion:
             if isinstance(args[2], int) and args[1] % raw.args[0].meta["val"].dim() == dim:
                 self.renamed[raw.name] = refs[args[2]]
                 return
+        elif op == "aten.rrelu.default":  # a random slope in training, its mean ever after: here the mean always
+            op, args, kwargs = "aten.leaky_relu.default", (args[0], (args[1] + args[2]) / 2 if len(args) > 2 else (1 / 8 + 1 / 3) / 2), {}
         elif op == "aten.stack.default":
             self.stacks[raw.name] = args[0], (args[1] if len(args) > 1 else 0) % raw.meta["val"].dim()
             args = ([self._unsqueezed(raw, index, ref, args) for index, ref in enumerate(args[0])], *args[1:])
@@ -238,7 +244,7 @@ class _Conversion:
             return int(expr)
         if expr.is_Symbol:
             if str(expr) not in self.symbols:
-                raise NotImplementedError(f"the size {expr} depends on the data")
+                raise DependsOnDataError(f"the size {expr} depends on the data")
             return self.symbols[str(expr)]
         name = {"Add": "+", "Mul": "*", "FloorDiv": "//", "Mod": "%", "PythonMod": "%", "Pow": "**", "Max": "max", "Min": "min"}.get(
             expr.func.__name__
@@ -255,8 +261,15 @@ class _Conversion:
         value = raw.meta.get("val")
         if isinstance(value, (tuple, list)) and value and isinstance(value[0], Tensor):
             value = value[0]
-        formulas = [self._size(size) for size in value.shape] if isinstance(value, Tensor) else None
         stack = list((raw.meta.get("nn_module_stack") or {}).values())
+        try:
+            formulas = [self._size(size) for size in value.shape] if isinstance(value, Tensor) else None
+        except DependsOnDataError as error:
+            module = stack[-1][0] if stack else ""
+            place = Node(raw.name, op, module=module, source=_source(raw.meta.get("stack_trace") or "")).place
+            raise WiringError(
+                f"cannot capture {type(self.model).__name__}: the size of the result of {op} at {place} depends on the data."
+            ) from error
         return Node(
             name=raw.name,
             op=op,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import logging
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,8 @@ def ready(model: nn.Module) -> Generator[None]:
         warnings.simplefilter("ignore")
         try:
             logging.disable(logging.CRITICAL)
-            with torch.enable_grad():
+            # torch prints whole graphs where it gives up: the error that we raise says it in a line.
+            with torch.enable_grad(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 yield
         finally:
             logging.disable(disabled)

@@ -147,6 +147,8 @@ def _applied(tracer: Tracer, node: Node, tensor: Tensor) -> Tensor:
             return tracer.fixed[source.args[0] if source.op == CONSTANT else ""]
         return [fixed(item) for item in argument] if isinstance(argument, (list, tuple)) else argument
 
+    if node.op in SAME:
+        return tensor
     if tracer.kind(node) == "shape":
         return tensor.reshape(node.shape or ())
     if tracer.kind(node) == "expand":
@@ -176,7 +178,7 @@ def _commutes(tracer: Tracer, numbered: _Numbers, node: Node, value: Value) -> b
         kept_after = there[(there == EVERYONE) | torch.isin(there, labels[keep])]
         try:
             found = _applied(tracer, node, cut + 1) - 1
-        except RuntimeError:
+        except (RuntimeError, KeyError):
             return False
         expected = kept_after.reshape([-1 if size > 1 else 1 for size in after.shape]) if after.numel() > 1 else kept_after[:1]
         if not torch.equal(filled(found).flatten(), filled(expected).flatten()):

@@ -222,6 +222,21 @@ def test_batches_of_other_numbers_of_inputs_do_not_fit_together():
         list(examples(Batches(([1, 2], Y)), "data", clnp.LearnConfig()).batches(0))
 
 
+def test_the_items_of_a_dataset_that_are_not_nested_are_inputs_that_are_missing():
+    class Flat(Items):
+        def __getitem__(self, place):
+            return A[place], A[place], int(Y[place])
+
+    for pair in ((Flat(), (X, Y)), ((X, Y), Flat())):
+        with pytest.raises(DataError, match="expected 2 inputs as in the example input, found 1"):
+            opened(*pair)
+
+
+def test_values_that_are_not_finite_are_found_in_every_input():
+    with pytest.raises(DataError, match=r"cannot use the data: 20 of 20 examples hold NaN or infinite values in input 2 of 2\."):
+        check(TensorExamples((A, A / 0), Y), "data", FORMS[:1] * 2)
+
+
 def test_every_input_of_every_batch_of_a_stream_is_checked_in_training():
     data = StreamExamples(Batches((X, Y), ((A, B.int()), Y)), "data", 2, FORMS)
     with pytest.raises(DataError, match=r"found torch.int32 in input 2 of 2"):

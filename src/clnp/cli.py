@@ -257,17 +257,18 @@ def inspect(
 
     from clnp import wiring
     from clnp.benchmarks import BENCHMARKS
+    from clnp.inputs import cut, parts
     from clnp.models import MODELS, lookup
 
     if name in MODELS:
         model, example = name, torch.zeros(2, *INSPECTED)
     else:
         lookup("benchmark or model", name, {**BENCHMARKS, **MODELS})
-        model, example = model or BENCHMARKS[name].model, BENCHMARKS[name].tasks(data, 0, 1)[0].validation[0][:2]
+        model, example = model or BENCHMARKS[name].model, cut(BENCHMARKS[name].tasks(data, 0, 1)[0].validation[0], 0, 2)
     build = lookup("model", model, MODELS)
-    shape = tuple(example.shape[1:])
-    typer.echo(f"{model}, for examples of shape {shape}")
-    typer.echo(wiring.trace(build(shape), example).explain())
+    shapes = [tuple(part.shape[1:]) for part in parts(example)]
+    typer.echo(f"{model}, for examples of shape {', '.join(map(str, shapes))}")
+    typer.echo(wiring.trace(build(*shapes), example).explain())
 
 
 def _show(directory: Path) -> None:

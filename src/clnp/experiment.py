@@ -21,6 +21,7 @@ from clnp.benchmarks import BENCHMARKS
 from clnp.config import LearnConfig
 from clnp.errors import ConfigError, StoreError
 from clnp.files import write_atomic
+from clnp.inputs import Inputs, cut, parts
 from clnp.methods import METHODS
 from clnp.models import MODELS, lookup
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from torch import Tensor, nn
+    from torch import nn
 
     from clnp.data.task import Task
     from clnp.methods import Method
@@ -137,7 +138,7 @@ def run(config: RunConfig, out: Path, *, data: Path | None = None, command: str 
     """
     # Before anything is written: what cannot be run leaves no directory behind.
     tasks = BENCHMARKS[config.benchmark].tasks(data, config.seed, config.n_tasks)
-    example = tasks[0].validation[0][:2]
+    example = cut(tasks[0].validation[0], 0, 2)
     # Training and testing alike: bits may depend on the number of threads.
     with rundir.locked(out), training.threads(config.learn.threads):
         rundir.claim(out, config.model_dump(mode="json"))
@@ -206,10 +207,13 @@ def _past(out: Path, method: Method) -> _Past:
     return past
 
 
-def build_trunk(config: RunConfig, example: Tensor) -> nn.Module:
-    """Build a run's network without a head, for examples like a batch (B, ...); its first weights depend on the seed alone."""
+def build_trunk(config: RunConfig, example: Inputs) -> nn.Module:
+    """Build a run's network without a head, for examples like a batch (B, ...); its first weights depend on the seed alone.
+
+    The builder of a network is given one shape for each input.
+    """
     with seeds.seeded(config.seed, "model"):
-        return MODELS[config.model](tuple(example.shape[1:]))
+        return MODELS[config.model](*(tuple(part.shape[1:]) for part in parts(example)))
 
 
 def _start(config: RunConfig, tasks: Sequence[Task], method: Method, command: str) -> Json:
@@ -248,8 +252,11 @@ def accuracy(method: Method, task: Task) -> float:
     The batches are always of one size: bits of the logits may depend on the shape of the batch.
     """
     x, y = task.test
-    batches = zip(x.split(training.EVALUATION_BATCH), y.split(training.EVALUATION_BATCH), strict=True)
-    return sum(int((method.predict(inputs, task.name).argmax(1).cpu() == labels).sum()) for inputs, labels in batches) / len(y)
+    correct = 0
+    for start in range(0, len(y), training.EVALUATION_BATCH):
+        stop = start + training.EVALUATION_BATCH
+        correct += int((method.predict(cut(x, start, stop), task.name).argmax(1).cpu() == y[start:stop]).sum())
+    return correct / len(y)
 
 
 def _evaluate(method: Method, tasks: Sequence[Task], record: Callable[[Json], Json]) -> list[float]:

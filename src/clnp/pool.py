@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from clnp.emit import Emitter, kept_positions, operand_places, operand_view, positions, present, put_, take, with_everyone
+from clnp.emit import Emitter, kept_positions, operand_places, operand_view, positions, present, take, with_everyone
 from clnp.kinds import Step, attention_arguments, emit, normalised, recurrent_layer, scale_and_shift, weight_of
+from clnp.pieces import TINY, Piece, row_norms
 from clnp.wiring import EVERYONE, Node, Wiring
 from clnp.wiring.graph import CONSTANT, INPUT, OUTPUT, references, resolve
 from clnp.wiring.rules import RULES
@@ -21,18 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from clnp.kinds import Part
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Where a small tensor of the pool lies in the full-width one: chosen positions of an operand (or of a head's tensor)."""
-
-    name: str
-    places: list[tuple[int, Tensor]]
-    tensor: Tensor
-    of_head: bool = False
-    penalised: bool = False
-    """Whether the L1 penalty acts on it: weights, not biases, norms or embeddings."""
 
 
 class Noise(nn.Module):
@@ -283,6 +272,7 @@ class PoolBuilder:
     def _pool_weight(self, node: Node) -> fx.Node:
         """Emit the pool rows of a layer: what they read of raw input and claimed units, plus what they read of the pool."""
         weight, source, bias = weight_of(self._step(node))
+        parts: list[tuple[Any, Any]] = []
         terms: list[fx.Node] = []
         for part, value, member in (
             ("given", self._given_operand(source), self.given_member),
@@ -291,6 +281,9 @@ class PoolBuilder:
             rows = None if value is None else self.piece(weight, part, member)
             if value is None or rows is None:
                 continue
+            parts.append((value, rows))
+        weights = self._under_weight_norm(weight, [rows for _, rows in parts])
+        for (value, _), rows in zip(parts, weights, strict=True):
             known = {
                 source: value,
                 weight: rows,
@@ -301,6 +294,24 @@ class PoolBuilder:
         if not terms:  # it reads nothing that is left
             return emit(Step(self.emitter, node, self.pool_member, lambda name: self.piece(name, "own", None) if name == bias else None))
         return terms[0] if len(terms) == 1 else self.emitter.run("add.Tensor", *terms)
+
+    def _under_weight_norm(self, weight: str, directions: list[Any]) -> list[Any]:
+        """Return the weights of a layer's pool rows: what is trained, or under weight norm its direction times the row's length."""
+        found = self.wiring.operands[weight]
+        if not directions or found.moves or self.wiring.normed.get(found.parameter) != found.row_dim or found.row_dim is None:
+            return directions
+        mine = [index for index, piece in enumerate(self.pieces) if piece.name == weight]
+        if (weight, "length") not in self.placed:
+            length = nn.Parameter(row_norms([self.pieces[index].tensor.detach() for index in mine], found.row_dim))
+            self.placed[weight, "length"] = self.emitter.store(f"length.{found.parameter}", length)
+            for index in mine:
+                self.pieces[index] = replace(self.pieces[index], length=length, row_dim=found.row_dim)
+        dims = [dim for dim in range(len(self.wiring.node(weight).shape or ())) if dim != found.row_dim]
+        run = self.emitter.run
+        squares = [run("sum.dim_IntList", run("square.default", direction), dims, True) for direction in directions]
+        square = squares[0] if len(squares) == 1 else run("add.Tensor", *squares)
+        scale = run("div.Tensor", self.placed[weight, "length"], run("clamp_min.default", run("sqrt.default", square), TINY))
+        return [run("mul.Tensor", direction, scale) for direction in directions]
 
     def _pool_over(self, node: Node) -> fx.Node:
         """Emit a norm over units: the pool's units, over all visible ones."""
@@ -366,14 +377,3 @@ class PoolBuilder:
             return self.emitter.index(value, 1, units) if (self.wiring.node(name).shape or (0, 0))[1] > 1 else value
         held = positions(self.pool_member, self.wiring.values[name].flatten())
         return self.pool[name] if len(held) == len(units) and torch.equal(held, units) else self.given[name]
-
-
-def write_back(wiring: Wiring, pieces: Sequence[Piece], state: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> None:
-    """Put everything that was trained back into full-width tensors: those of the network, and those of the head."""
-    for piece in pieces:
-        if piece.of_head:
-            full = head[piece.name]
-            with torch.no_grad():
-                full[tuple(index.to(full.device) for _, index in piece.places)] = piece.tensor.detach()
-        else:
-            put_(wiring, state, piece.name, piece.places, piece.tensor)

@@ -18,7 +18,8 @@ from torch import Tensor, fx, nn
 
 from clnp.emit import positions, with_everyone
 from clnp.narrow import narrow
-from clnp.pool import Piece, PoolBuilder, PoolNorm, write_back
+from clnp.pieces import Piece, write_back
+from clnp.pool import PoolBuilder, PoolNorm
 from clnp.wiring import Inputs, Wiring, parts
 
 if TYPE_CHECKING:

@@ -99,6 +99,8 @@ class Wiring:
     """Norms over units: the name of the node, and the unit of each channel."""
     kinds: Mapping[str, str] = field(default_factory=dict[str, str])
     gathers: Mapping[str, Gather] = field(default_factory=dict[str, Gather])
+    normed: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Weights that the model has under weight norm, and the dimension of their lengths: their rows are trained as length and direction."""
     origins: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """Of a widened network: node name -> for each position along the units' dimension, the position in the model's own code."""
     hidden: frozenset[str] = frozenset()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -38,13 +39,28 @@ def trace(model: nn.Module, example: Inputs) -> Wiring:
       2: 2 units
     heads read 2 features
     """
+    normed = weight_norms(model)
     model = folded(model)
     graph = with_norms(capture(model, example))
     buffers: dict[str, Tensor] = {name: buffer.detach().cpu() for name, buffer in model.named_buffers()}
     fixed = {name: tensor for name, tensor in {**buffers, **graph.constants}.items() if not tensor.is_floating_point()}
     tracer = Tracer(graph, fixed)
     tracer.run()
-    return settle(tracer)
+    return replace(settle(tracer), normed=normed)
+
+
+def weight_norms(model: nn.Module) -> dict[str, int]:
+    """Return the weights under weight norm, and the dimension along which each has lengths."""
+    found: dict[str, int] = {}
+    for name, module in model.named_modules():
+        steps: list[tuple[str, Any]] = [(getattr(hook, "name", ""), hook) for hook in module.__dict__["_forward_pre_hooks"].values()]
+        if parametrize.is_parametrized(module):
+            chains: Any = module.parametrizations
+            steps += [(tensor, step) for tensor, chain in chains.items() for step in chain]
+        for tensor, step in steps:
+            if "WeightNorm" in type(step).__name__:
+                found[f"{name}.{tensor}" if name else tensor] = int(step.dim)
+    return found
 
 
 def folded(model: nn.Module) -> nn.Module:

@@ -24,6 +24,15 @@ class Form:
     shape: tuple[int, ...]
     """Of one example."""
     dtype: torch.dtype
+    free: tuple[bool, ...] = ()
+    """Which of the sizes may be another one: the network's code does not fix them."""
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Tell whether an example of that shape can be read."""
+        free = self.free or (False,) * len(self.shape)
+        return len(shape) == len(self.shape) and all(
+            size == expected or (is_free and size > 0) for size, expected, is_free in zip(shape, self.shape, free, strict=True)
+        )
 
 
 Forms = tuple[Form, ...]

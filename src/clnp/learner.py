@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from clnp import heads, seeds, store
 from clnp.allocation import Allocation
 from clnp.config import LearnConfig
-from clnp.errors import DataError, TaskError, WiringError
+from clnp.errors import DataError, TaskError, WiringError, first_line
+from clnp.export import ExportResult, Format, export
 from clnp.forecast import Forecast, forecast
 from clnp.inputs import Inputs, check_inputs, forms, parts, which
 from clnp.isolation import norm_parts, severed
@@ -75,7 +77,10 @@ class Learner:
             raise WiringError(
                 f"cannot learn tasks in this network: expected float32 parameters, found {', '.join(other)}. Call model.float()."
             )
-        self._forms = forms(example_input)
+        self._forms = tuple(
+            replace(form, free=tuple(size is not None for size in node.sizes[1:]))
+            for form, node in zip(forms(example_input), self.wiring.graph.inputs, strict=True)
+        )
         stored = {**dict(trunk.named_parameters()), **dict(trunk.named_buffers())}
         self._state: dict[str, Tensor] = {name: tensor.detach().cpu().clone() for name, tensor in stored.items()} | dict(
             self.wiring.graph.constants
@@ -160,12 +165,32 @@ class Learner:
         n = len(self._forms)
         check_inputs(x, n, f"cannot predict task '{task}'")
         for place, (expected, found) in enumerate(zip(self._forms, forms(x), strict=True)):
-            if expected != found:
+            if not expected.fits(found.shape) or expected.dtype != found.dtype:
                 raise DataError(
                     f"cannot predict task '{task}': expected examples of shape {expected.shape} and {expected.dtype}, "
                     f"found {found.shape} and {found.dtype}" + (f" in {which(place, n)}." if n > 1 else ".")
                 )
-        return predictor(*parts(x))
+        try:
+            return predictor(*parts(x))
+        except RuntimeError as error:
+            shapes = ", ".join(str(form.shape) for form in forms(x))
+            raise DataError(f"cannot predict task '{task}' for examples of shape {shapes}: {first_line(error)}") from error
+
+    def export(self, path: str | PathLike[str], *, task: str, to: Format | None = None, inputs: Inputs | None = None) -> ExportResult:
+        """Write the narrowed network of one task as ONNX or `.pt2`, checked against its predictor, see `clnp.export.export`.
+
+        Args:
+            path: of the new file.
+            task: whose predictor.
+            to: "onnx" or "pt2"; by default what the suffix of `path` says.
+            inputs: real inputs x (n, ...) to check on; give them when inputs are integers, for zeros alone show little.
+
+        Raises:
+            TaskError: there is no such task.
+            ExportError: it cannot be exported, or what was exported differs; no file is left.
+        """
+        example = store.zeros(self._forms)
+        return export(self._predictor(task), path, example, to=to, inputs=inputs, name=f"task '{task}'")
 
     # ---- learning
 

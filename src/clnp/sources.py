@@ -181,7 +181,7 @@ def check(source: Examples, what: str, forms: Forms) -> None:
         raise DataError(f"{doing}: it is empty. A task needs at least one example of each of two classes.")
     for x, form, name, where in zip(inputs, forms, named, of, strict=True):
         found = tuple(x.shape[1:])
-        if found != form.shape:
+        if not form.fits(found):
             raise DataError(f"{doing}: expected examples of shape {form.shape} as in the example input, found {found}{where}.")
         if x.dtype != form.dtype:
             raise DataError(f"{doing}: expected {form.dtype} as in the example input, found {x.dtype}{where}. Convert {name}.")

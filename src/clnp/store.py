@@ -25,10 +25,11 @@ from clnp.allocation import FREE, Allocation
 from clnp.emit import positions, with_everyone
 from clnp.errors import StoreError
 from clnp.files import write_atomic
+from clnp.inputs import Form
 from clnp.records import TaskRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from os import PathLike
 
     from clnp.inputs import Forms, Inputs
@@ -96,8 +97,13 @@ class Description(_Strict):
 
     def example(self) -> Inputs:
         """Return an input of the network, (2, ...), or a tuple of them."""
-        zeros = tuple(torch.zeros(2, *entry.shape, dtype=getattr(torch, entry.dtype)) for entry in self.inputs)
-        return zeros if self.more_inputs else zeros[0]
+        return zeros([Form(tuple(entry.shape), getattr(torch, entry.dtype)) for entry in self.inputs])
+
+
+def zeros(forms: Sequence[Form]) -> Inputs:
+    """Return an input of a network, (2, ...), or a tuple of them."""
+    found = tuple(torch.zeros(2, *form.shape, dtype=form.dtype) for form in forms)
+    return found if len(found) > 1 else found[0]
 
 
 def described(forms: Forms) -> dict[str, Any]:

@@ -18,12 +18,14 @@ from torch._ops import OpOverload
 
 from clnp.errors import WiringError, first_line
 from clnp.wiring.graph import CONSTANT, INPUT, OUTPUT, PARAMETER, SIZE_OPERATIONS, Graph, Node, Ref, Size, references
-from clnp.wiring.prepare import Inputs, ready, two_or_more
+from clnp.wiring.prepare import ready, two_or_more
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import nn
+
+    from clnp.inputs import Inputs
 
 _CUT = ("aten.split.", "aten.split_with_sizes.", "aten.chunk.", "aten.tensor_split.")
 

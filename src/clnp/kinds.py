@@ -35,6 +35,7 @@ class Step:
         member: which units are left.
         operand: name of a node -> its value in this graph, restricted to the members; None when it has none.
         parts: for norms over units.
+        cut: whether operands come cut to what the operation has left.
     """
 
     emitter: Emitter
@@ -42,6 +43,7 @@ class Step:
     member: Member
     operand: Callable[[str], Any]
     parts: Sequence[Part] = field(default_factory=tuple[Part, ...])
+    cut: bool = False
 
     def value(self, argument: Any) -> Any:
         """Return an argument as it is in this graph."""
@@ -51,7 +53,8 @@ class Step:
         """Return an argument whose tensors are cut to what this operation has left."""
 
         def cut(name: str) -> Any:
-            return self.emitter.align(self.operand(name), name, self.node, self.member)
+            value = self.operand(name)
+            return value if self.cut else self.emitter.align(value, name, self.node, self.member)
 
         return substitute(argument, cut, self.emitter.size)
 

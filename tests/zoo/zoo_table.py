@@ -25,7 +25,7 @@ def rows() -> list[str]:
         shared = ", ".join(group.name for group in wiring.groups if group.shared)
         why = "; ".join(dict.fromkeys(f"{reason}" for reason in entry.merged.values()))
         lost = "**capacity lost**: " if any(group.lost for group in wiring.groups) else ""
-        lines.append(f"| {name} | {groups} | {shared or '–'} | {lost}{why or '–'} |")
+        lines.append(f"| {name} | {groups} | {shared or '-'} | {lost}{why or '-'} |")
     return lines
 
 

@@ -13,7 +13,7 @@ from clnp.wiring.graph import CONSTANT, PARAMETER, Node, Ref, references
 from clnp.wiring.labels import EVERYONE, compact, components, varying
 from clnp.wiring.plan import Gather, Group, ParameterLabels, Wiring
 from clnp.wiring.rules import RULES, Value
-from clnp.wiring.rules.base import SAME, filled, moved
+from clnp.wiring.rules.base import SAME, filled, relabelled
 from clnp.wiring.rules.pointwise import index, move, same
 from clnp.wiring.tracer import PRODUCT, Operand, Tracer
 
@@ -153,7 +153,7 @@ def _applied(tracer: Tracer, node: Node, tensor: Tensor) -> Tensor:
         return tensor.reshape(node.shape or ())
     if tracer.kind(node) == "expand":
         return tensor.expand(node.shape or ())
-    return moved(Node(node.name, node.op, (node.args[0], *(fixed(argument) for argument in node.args[1:]))), tensor)
+    return relabelled(Node(node.name, node.op, (node.args[0], *(fixed(argument) for argument in node.args[1:]))), tensor - 1) + 1
 
 
 def _commutes(tracer: Tracer, numbered: _Numbers, node: Node, value: Value) -> bool:

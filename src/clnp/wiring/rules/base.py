@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -125,7 +125,6 @@ SAME = frozenset(
         "type_as.default",
         "_to_copy.default",
         "lift_fresh_copy.default",
-        "float.default",
     ]
 )
 """Operations after which every element is where it was."""
@@ -142,6 +141,15 @@ def moved(node: Node, tensor: Tensor) -> Tensor:
         return function(tensor, *args, **kwargs)
     except (RuntimeError, NotImplementedError):
         return function(tensor.double(), *args, **kwargs).to(tensor.dtype)
+
+
+def relabelled(node: Node, labels: Tensor) -> Tensor:
+    """Move labels as an operation moves elements: what it puts in belongs to nobody, whatever number that is."""
+    if node.op == "aten.constant_pad_nd.default":
+        node = replace(node, args=node.args[:2], kwargs={})
+    elif node.op == "aten.pad.default":
+        node = replace(node, args=node.args[:3], kwargs={key: value for key, value in node.kwargs.items() if key != "value"})
+    return moved(node, labels + 1) - 1  # zeros become EVERYONE
 
 
 def filled(labels: Tensor) -> Tensor:

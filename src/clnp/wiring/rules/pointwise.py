@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clnp.wiring.labels import EVERYONE, compact, varying
-from clnp.wiring.rules.base import Labels, Value, aligned, filled, moved, tensors
+from clnp.wiring.rules.base import Labels, Value, aligned, filled, moved, relabelled, tensors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +68,7 @@ def move(tracer: Tracer, node: Node, arguments: list[Any]) -> Labels:
     """Apply the operation to the labels themselves: a view, a permutation, a slice, a shuffle."""
     value: Value = arguments[0]
     if value.is_parameter:
-        if tracer.is_static(node):
+        if tracer.is_static(node) and tracer.kind(node) != "pad":  # what is put in is no part of the parameter
             return value._replace(node=node.name, shape=node.shape or (), moves=(*value.moves, node))
         value = tracer.direct(node, value)
     labels = value.labels
@@ -76,8 +76,7 @@ def move(tracer: Tracer, node: Node, arguments: list[Any]) -> Labels:
         full, shape = value.full(), node.shape or ()
         return compact(full.reshape(shape) if tracer.kind(node) == "shape" else full.expand(shape))
     simple = node.op in ("aten.permute.default", "aten.transpose.int")
-    # Zeros that the operation puts in belong to nobody: EVERYONE is -1, so labels are moved as numbers from 0.
-    return filled(moved(node, (labels if simple else value.full()) + 1) - 1)
+    return filled(relabelled(node, labels if simple else value.full()))
 
 
 def same(tracer: Tracer, node: Node, arguments: list[Any]) -> Labels:

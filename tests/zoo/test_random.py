@@ -129,20 +129,20 @@ def check_narrowed(entry, wiring, model, generator):
 
 
 def trial(wiring, model, seed, generator):
-    """Claimed units that are in sight, a pool, and which units norms run over: a later task's, or the first's."""
-    if seed % 3 == 2:
-        owner = torch.full((wiring.n_units,), oracle.FREE)
-        needed = torch.zeros(0, wiring.n_units, dtype=torch.bool)
-        claimed = torch.zeros(wiring.n_units, dtype=torch.bool)
-    else:
-        norms = oracle.norms_of(model, wiring)
-        owner, needed = oracle.random_allocation(wiring, norms, generator, 2)
+    """Claimed units that are in sight, a pool, and which units norms run over: the first task's, or a later one's."""
+    n_tasks = seed % 3
+    shared, norms = oracle.shared_units(wiring), oracle.norms_of(model, wiring)
+    owner, needed = torch.full((wiring.n_units,), oracle.FREE), torch.zeros(0, wiring.n_units, dtype=torch.bool)
+    if n_tasks:
+        owner, needed = oracle.random_allocation(wiring, norms, generator, n_tasks)
         oracle.sever_(model, wiring, owner, needed)
-        claimed = torch.rand(wiring.n_units, generator=generator) < (0.3, 0.9)[seed % 2]
-        claimed = (claimed & (owner != oracle.FREE)) | oracle.shared_units(wiring)
-        claimed = oracle.close(claimed, owner, needed, wiring, norms)
-    pool = some(wiring, generator, least=seed % 2) & (owner == oracle.FREE)
-    return owner, needed, claimed, pool
+    owned = owner != oracle.FREE
+    claimed = (torch.rand(wiring.n_units, generator=generator) < (0.3, 0.9)[n_tasks % 2]) | shared
+    pool = some(wiring, generator, least=1 - n_tasks // 2) & ~owned
+    for group in wiring.groups:
+        if not bool((claimed & owned | pool)[group.slice].any()):
+            claimed[group.slice] = True
+    return owner, needed, oracle.close(claimed & owned, owner, needed, wiring, norms), pool
 
 
 def check_split(entry, wiring, model, seed, generator):
@@ -157,20 +157,21 @@ def check_split(entry, wiring, model, seed, generator):
     model = model.double()
     state = {name: tensor.clone() for name, tensor in (oracle.tensors_of(model) | dict(wiring.graph.constants)).items()}
     parts = norm_parts(owner, needed)
-    with double_precision():
-        head = Head(torch.randn(N_CLASSES, len(wiring.features), generator=generator), torch.randn(N_CLASSES, generator=generator))
-        network = split(wiring, state, claimed, pool, head, norms=parts).eval()
+    head = Head(torch.randn(N_CLASSES, len(wiring.features), generator=generator), torch.randn(N_CLASSES, generator=generator))
+    network = split(wiring, state, claimed, pool, head, norms=parts).eval()
     x = oracle.doubled(entry.example(3))
     compare(network, wiring, state, visible, parts, head, x, "at first")
-    # As a third task, in the whole network.
+    # As a further task, in the whole network.
     later, all_needed = owner.masked_fill(pool, len(needed)), torch.cat([needed, visible[None]])
     keeps = oracle.with_raw(visible, raw=True)[wiring.features]
     with norms_of_nothing():
         features = oracle.reference(model, wiring, visible, x, (later, all_needed))
-    assert_close(network(x), features @ head.weight[:, keeps].t() + head.bias, "training form and whole network")
+    with torch.no_grad():
+        assert_close(network(x), features @ head.weight[:, keeps].t() + head.bias, "training form and whole network")
     network.train()(oracle.doubled(entry.example(4))).square().sum().backward()
-    assert all(parameter.grad is not None for parameter in network.parameters()), "everything that is trained matters"
-    assert all(bool(parameter.grad.isfinite().all()) for parameter in network.parameters())
+    gradients = [parameter.grad for parameter in network.parameters()]
+    assert all(gradient is not None for gradient in gradients), "everything that is trained matters"
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
@@ -178,14 +179,14 @@ def check_split(entry, wiring, model, seed, generator):
     network.eval().write(state, head)
     for name, labels in wiring.parameters.items():
         others = (~pool[labels.rows]).nonzero()[:, 0]
-        same = [tensor[name].index_select(labels.row_dim, others) if tensor[name].dim() else tensor[name][None][others] for tensor in (before, state)]
-        assert torch.equal(*same), f"{name}: rows moved that are not the pool's"
+        old, new = (labels.matrix(tensors[name])[others] for tensors in (before, state))
+        assert torch.equal(old, new), f"{name}: rows moved that are not the pool's"
     compare(network, wiring, state, visible, parts, head, x, "when trained")
     return True
 
 
 def compare(network, wiring, state, visible, parts, head, x, when):
-    with torch.no_grad(), double_precision():
+    with torch.no_grad():
         narrowed = narrow(wiring, state, visible, norms=parts, head=(head.weight, head.bias)).eval()
         assert_close(network(x), oracle.features_of(narrowed, x), f"training form and narrowed network, {when}")
 
@@ -214,10 +215,10 @@ def check(plan, n_seeds=N_SEEDS):
     oracle.stir_(stirred, wiring, generator)
     with double_precision():
         check_narrowed(entry, wiring, stirred, generator)
-    for seed in range(n_seeds + 1):
-        stirred = oracle.plain(entry, seed)
-        oracle.stir_(stirred, wiring, generator)
-        found.append("trained" if check_split(entry, wiring, stirred, seed, generator) else "nothing to train")
+        for seed in range(n_seeds + 1):
+            stirred = oracle.plain(entry, seed).float()
+            oracle.stir_(stirred, wiring, generator)
+            found.append("trained" if check_split(entry, wiring, stirred, seed, generator) else "nothing to train")
     return found
 
 

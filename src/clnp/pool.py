@@ -162,7 +162,7 @@ class PoolBuilder:
             units = labels[labels != EVERYONE]
             if len(units) and not bool(self.wiring.shared[units].all()):
                 return None
-            return self.emitter.align(self.given.get(name), name, node, self.pool_member)
+            return self.given.get(name)  # where it meets units position by position, the operation cuts it itself
         if bool((labels == EVERYONE).any()) and self.wiring.kind(node) in ("pointwise", "attention", "own"):
             return self._with_raw(name, value, node)
         return value
@@ -267,7 +267,7 @@ class PoolBuilder:
             self.emitter.root.add_module(name, module)
             pairs = zip(names, (module.weight, module.bias, module.mean, module.var), strict=True)
             self.pieces += [Piece(full, places, tensor) for full, tensor in pairs if full is not None and tensor is not None]
-        return self.emitter.graph.call_module(name, (self._pool_operand(node.args[0].name, node),))
+        return self.emitter.graph.call_module(name, (self._step(node).aligned(node.args[0]),))
 
     def _pool_weight(self, node: Node) -> fx.Node:
         """Emit the pool rows of a layer: what they read of raw input and claimed units, plus what they read of the pool."""

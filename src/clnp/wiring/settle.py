@@ -149,9 +149,15 @@ def _commutes(tracer: Tracer, numbered: _Numbers, node: Node, value: Value) -> b
         return True  # their numbers are rewritten
     (dim,) = varying(before)
     if tracer.kind(node) == "gather":  # positions are chosen: does that leave the units' own dimension alone?
-        line = torch.arange(source.shape[dim]).reshape([-1 if d == dim else 1 for d in range(len(source.shape))]).expand(source.shape)
-        found = compact(_applied(tracer, node, line))
-        return varying(found) == [dim] and torch.equal(found.flatten(), torch.arange(source.shape[dim])) and varying(after) == [dim]
+        n = source.shape[dim]
+        line = torch.arange(n).reshape([-1 if d == dim else 1 for d in range(len(source.shape))]).expand(source.shape)
+        try:
+            found = compact(_applied(tracer, node, line))
+            fewer = _applied(tracer, node, line.narrow(dim, 0, n - 1)).transpose(0, dim).flatten(1)[:, 0]
+        except (RuntimeError, IndexError):
+            return False
+        alone = varying(found) == [dim] and torch.equal(found.flatten(), torch.arange(n)) and torch.equal(fewer, torch.arange(n - 1))
+        return alone and varying(after) == [dim]
     labels = before.flatten()
     for keep in (labels != labels[0], labels == labels[-1]):
         if not bool(keep.any()):

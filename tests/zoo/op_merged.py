@@ -59,7 +59,7 @@ MERGED: dict[str, OpCase] = {
         "aten.cdist.default", lambda n, h: torch.cdist(h, n.t), [0] * 2, parts=lambda: {"t": torch.linspace(-1, 1, 6).view(2, 3)}, **ONE
     ),
     "linalg.svdvals": vectors("aten.linalg_svdvals.default", torch.linalg.svdvals, [0] * 3, shape=TOKENS, **ONE),
-    "linalg.inv": tokens("aten.linalg_inv.default", lambda h: torch.linalg.inv(h.mT @ h + 3 * torch.eye(3)), [0] * 3, **ONE),
+    "linalg.inv": tokens("aten.linalg_inv.default", lambda h: torch.linalg.inv(h[:, :3] + 9 * torch.eye(3)), [0] * 3, **ONE),
     "linalg.matrix_exp": tokens("aten.linalg_matrix_exp.default", lambda h: torch.linalg.matrix_exp(h[:, :3]), [0] * 3, **ONE),
     "fft": vectors("aten.fft_rfft.default", lambda h: torch.fft.rfft(h).abs(), [0] * 2, **ONE),
     "fft of two layers": both("aten.fft_rfft.default", lambda h: torch.fft.rfft(h, dim=-1).real, 3, TOKENS, lambda y: y.mean(1)),

@@ -45,6 +45,36 @@ def raw_maps(op, norm):
     )
 
 
+class RmsByHand(nn.RMSNorm):
+    """As in Llama."""
+
+    def forward(self, x):
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps))
+
+
+class RmsByRoot(nn.RMSNorm):
+    def forward(self, x):
+        return x / torch.sqrt((x * x).mean(dim=-1, keepdim=True) + self.eps) * self.weight
+
+
+class LayerNormByHand(nn.LayerNorm):
+    def forward(self, x):
+        mean, variance = x.mean(-1, keepdim=True), x.var(-1, keepdim=True, unbiased=False)
+        return (x - mean) / torch.sqrt(variance + self.eps) * self.weight + self.bias
+
+
+class ChannelsFirst(nn.LayerNorm):
+    """As in ConvNeXt: over the channels of each pixel."""
+
+    channels_first = True
+
+    def forward(self, x):
+        mean = x.mean(1, keepdim=True)
+        variance = (x - mean).pow(2).mean(1, keepdim=True)
+        x = (x - mean) / torch.sqrt(variance + self.eps)
+        return self.weight[:, None, None] * x + self.bias[:, None, None]
+
+
 BATCH = {
     "batch_norm of vectors": vectors("aten.batch_norm.default", through, parts=module(lambda: nn.BatchNorm1d(3)), labels=OWN | STATISTICS),
     "batch_norm without affine": vectors(
@@ -144,14 +174,38 @@ RMS = {
         "aten.rms_norm.default", through, parts=module(lambda: nn.RMSNorm(3, elementwise_affine=False)), norm=-1
     ),
     "rms_norm of raw input": raw_vectors("aten.rms_norm.default", lambda: nn.RMSNorm(4), {"n.weight": ([0, 1, 2, 3], None)}),
-    # Written by hand it is a mean over channels: sound, but one unit.
-    "rms norm by hand": tokens(
+}
+BY_HAND = {
+    f"{kind.__name__}": tokens(
+        "aten.mean.dim", through, parts=module(lambda kind=kind: kind(3, eps=0.1)), labels={key: OWN[key] for key in keys}, norm=-1
+    )
+    for kind, keys in ((RmsByHand, ["n.weight"]), (RmsByRoot, ["n.weight"]), (LayerNormByHand, OWN))
+} | {
+    "layer norm by hand, channels first": maps(
+        "aten.pow.Tensor_Scalar", through, parts=module(lambda: ChannelsFirst(3, eps=0.1)), labels=OWN, norm=1
+    ),
+    # Over tokens it is no norm over units.
+    "rms over tokens by hand": tokens("aten.rsqrt.default", lambda h: h * torch.rsqrt(h.pow(2).mean(1, keepdim=True) + 0.1)),
+    # These look like norms, but what they divide by is of something else.
+    "divided by the rms of a half": tokens(
         "aten.rsqrt.default",
-        lambda net, h: net.g * (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-5)),
+        lambda h: h * torch.rsqrt(h[..., :2].pow(2).mean(-1, keepdim=True) + 0.1),
         [0] * 3,
         rows=[0] * 3,
-        parts=lambda: {"g": nn.Parameter(torch.ones(3))},
-        labels={"g": ([0] * 3, None)},
+        merged=True,
+    ),
+    "divided by the rms of the shifted": tokens(
+        "aten.rsqrt.default",
+        lambda h: (h + 1) * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 0.1),
+        [0] * 3,
+        rows=[0] * 3,
+        merged=True,
+    ),
+    "divided by a deviation": tokens(
+        "aten.std.correction",
+        lambda h: (h - h.mean(-1, keepdim=True)) / (h.std(-1, keepdim=True, correction=1) + 0.1),
+        [0] * 3,
+        rows=[0] * 3,
         merged=True,
     ),
 }
@@ -186,4 +240,4 @@ GROUP = {
     "instance_norm of raw input": raw_maps("aten.instance_norm.default", lambda: nn.InstanceNorm2d(3, affine=True)),
 }
 
-OPS = {**BATCH, **LAYER, **RMS, **GROUP}
+OPS = {**BATCH, **LAYER, **RMS, **BY_HAND, **GROUP}

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from clnp.errors import WiringError
+from clnp.learner import Learner
 from clnp.narrow import narrow
 from clnp.wiring import trace
 
@@ -75,9 +76,14 @@ class Over(nn.Module):
         self.norm, self.dim, self.kept = norm, dim, kept
 
     def forward(self, x):
+        if getattr(self.norm, "channels_first", False):
+            return self.over(x.movedim(1, -1), -1).movedim(-1, 1)
+        return self.over(x, self.dim)
+
+    def over(self, x, dim):
         grouped = isinstance(self.norm, nn.GroupNorm)
         n_dims = x.dim() - 1 if grouped else len(self.norm.normalized_shape)
-        over, dim = tuple(range(-n_dims, 0)), self.dim % x.dim()
+        over, dim = tuple(range(-n_dims, 0)), dim % x.dim()
         read = x.index_select(dim, self.kept.nonzero()[:, 0])
         mean = 0.0 if isinstance(self.norm, nn.RMSNorm) else read.mean(over, keepdim=True)
         eps = torch.finfo(x.dtype).eps if self.norm.eps is None else self.norm.eps
@@ -236,7 +242,7 @@ def test_what_is_refused_for_mixing_examples_does_so(name):
 def test_what_cannot_be_isolated_is_refused_by_name(name):
     refusal = REFUSED[name]
     with pytest.raises(WiringError) as caught:
-        trace(refusal.build(), torch.randn(2, *refusal.shape))
+        Learner(refusal.build(), torch.randn(2, *refusal.shape))
     message = str(caught.value)
     assert re.search(refusal.pattern, message), message
     assert f"'{refusal.path or '(top level)'}" in message, message

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clnp.wiring.graph import resolve
 from clnp.wiring.labels import EVERYONE, along, varying
-from clnp.wiring.rules.base import Labels, Value, refusal, tensors
+from clnp.wiring.rules.base import Labels, Value, refusal, refuse_mixture, tensors
 from clnp.wiring.rules.pointwise import meet
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def _layer(tracer: Tracer, node: Node, value: Value, term: str, weight: Value, l
     if both or any(letter not in output for letter in made):
         return None
     if units and not any(letter in summed for letter in units):
+        refuse_mixture(node, value)
         tracer.share(node, [weight])
         dims = [term.index(letter) if letter in term else None for letter in output]
         return tracer.spread(value, dims)

@@ -8,8 +8,8 @@ RMSNorm, rotary positions, grouped-query attention, SwiGLU; a token is one ASCII
 - "hidden keyword": which keyword began this line of code: if, return, def, for or raise?
 - "kind of character": is the Unicode character of this name a letter, a mark, a number or a symbol?
 
-Sources are split by file and characters by block of 256, so that neighbours never stand on both sides; what occurs twice
-is taken once. The text, and so every number below, varies with the version of Python.
+Sources are split by file, names by family (what precedes the last word), so that close relatives never stand on both sides;
+what occurs twice is taken once. The text, and so every number below, varies with the version of Python.
 """
 
 from __future__ import annotations
@@ -140,12 +140,11 @@ def tasks_of(limit: int, seed: int) -> list[Task]:
     kinds = [(file, text, int(prose)) for file, text, prose in lines]
     words = [(file, *text.partition(" ")[::2]) for file, text, prose in lines if not prose]
     hidden = [(file, "... " + rest, KEYWORDS.index(word)) for file, word, rest in words if word in KEYWORDS]
-    names = [(code, unicodedata.name(chr(code), ""), unicodedata.category(chr(code))[0]) for code in range(0x20000)]
-    numbered = ("CJK ", "HANGUL SYLLABLE", "TANGUT", "NUSHU", "KHITAN")  # thousands of names that differ in a number only
+    names = [(unicodedata.name(chr(code), ""), unicodedata.category(chr(code))[0]) for code in range(0x20000)]
     characters = [
-        (f"U+{code >> 8:X}__", name, list(CHARACTERS).index(kind))
-        for code, name, kind in names
-        if kind in CHARACTERS and name and not name.startswith(numbered)
+        (name.rpartition(" ")[0], name, list(CHARACTERS).index(kind))  # a family: all names that differ in the last word
+        for name, kind in names
+        if kind in CHARACTERS and name and not name.startswith("HANGUL SYLLABLE") and not any(char.isdigit() for char in name)
     ]
     return [
         text_task("prose or code", 2, kinds, limit, seed),

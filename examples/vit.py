@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import clnp
-from common import Task, learn_all, options_parser, report
 from clnp.data.cifar import CIFAR10_CLASSES, load_cifar10
 from clnp.data.digits import load_digits
 from clnp.data.idx import load_fashion_mnist, load_mnist
+from common import Task, learn_all, options_parser, report
 
 if TYPE_CHECKING:
     from clnp.data import Source

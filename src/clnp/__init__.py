@@ -7,7 +7,18 @@ if TYPE_CHECKING:
     from clnp import wiring
     from clnp.allocation import FREE, Allocation
     from clnp.config import LearnConfig
-    from clnp.errors import CapacityError, ClnpError, ConfigError, DataError, StoreError, TaskError, TrainingError, WiringError
+    from clnp.errors import (
+        CapacityError,
+        ClnpError,
+        ConfigError,
+        DataError,
+        ExportError,
+        StoreError,
+        TaskError,
+        TrainingError,
+        WiringError,
+    )
+    from clnp.export import ExportResult
     from clnp.forecast import Forecast
     from clnp.importance import CRITERIA
     from clnp.learner import Learner
@@ -22,6 +33,8 @@ __all__ = [
     "ClnpError",
     "ConfigError",
     "DataError",
+    "ExportError",
+    "ExportResult",
     "Forecast",
     "GroupCapacity",
     "LearnConfig",
@@ -38,7 +51,18 @@ __all__ = [
 _HOMES = {
     "allocation": ("FREE", "Allocation"),
     "config": ("LearnConfig",),
-    "errors": ("CapacityError", "ClnpError", "ConfigError", "DataError", "StoreError", "TaskError", "TrainingError", "WiringError"),
+    "errors": (
+        "CapacityError",
+        "ClnpError",
+        "ConfigError",
+        "DataError",
+        "ExportError",
+        "StoreError",
+        "TaskError",
+        "TrainingError",
+        "WiringError",
+    ),
+    "export": ("ExportResult",),
     "forecast": ("Forecast",),
     "importance": ("CRITERIA",),
     "learner": ("Learner",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 from clnp import heads, seeds, store
 from clnp.allocation import Allocation
 from clnp.config import LearnConfig
-from clnp.errors import DataError, TaskError, WiringError
+from clnp.errors import DataError, TaskError, WiringError, first_line
+from clnp.export import ExportResult, Format, export
 from clnp.forecast import Forecast, forecast
+from clnp.inputs import Inputs, check_inputs, forms, parts, which
 from clnp.isolation import norm_parts, severed
 from clnp.narrow import check_narrowing, narrow
 from clnp.pruning import Pruned, Trial, prune
@@ -34,12 +37,14 @@ class Learner:
     Args:
         model: a trunk (B, ...) -> (B, F), to which each task adds a head of its own; or, with `head`, a whole network
             whose last layer is replaced by one head per task. The model itself is copied and left as it was.
-        example_input: a batch of its input (B, ...); shape and dtype matter, B may be any number.
+        example_input: a batch of its input (B, ...); shape and dtype matter, B may be any number. Of a network with several
+            inputs, a tuple with one such tensor for each argument of its forward pass.
         head: the path of the linear layer that is the head, "fc".
         seed: of every draw that this learner makes.
 
     Raises:
         WiringError: the network holds an operation whose units cannot be told apart, see `clnp.wiring.trace`.
+        DataError: the example input is a list, or its tensors have different numbers of examples.
 
     >>> import torch, clnp
     >>> learner = clnp.Learner(torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.ReLU()), torch.zeros(1, 2))
@@ -52,8 +57,10 @@ class Learner:
     True
     """
 
-    def __init__(self, model: nn.Module, example_input: Tensor, *, head: str | None = None, seed: int = 0) -> None:
+    def __init__(self, model: nn.Module, example_input: Inputs, *, head: str | None = None, seed: int = 0) -> None:
         self.seed = seeds.check_seed(seed)
+        if isinstance(example_input, (list, tuple)):  # whatever else is no tensor, the capture refuses by name
+            check_inputs(example_input, None, "cannot use the example input")
         self._head_path = head
         self._original_head: tuple[Tensor, Tensor] | None = None
         trunk = model
@@ -70,8 +77,10 @@ class Learner:
             raise WiringError(
                 f"cannot learn tasks in this network: expected float32 parameters, found {', '.join(other)}. Call model.float()."
             )
-        self._example_shape = tuple(example_input.shape[1:])
-        self._example_dtype = example_input.dtype
+        self._forms = tuple(
+            replace(form, free=tuple(size is not None for size in node.sizes[1:]))
+            for form, node in zip(forms(example_input), self.wiring.graph.inputs, strict=True)
+        )
         stored = {**dict(trunk.named_parameters()), **dict(trunk.named_buffers())}
         self._state: dict[str, Tensor] = {name: tensor.detach().cpu().clone() for name, tensor in stored.items()} | dict(
             self.wiring.graph.constants
@@ -126,7 +135,7 @@ class Learner:
         return heads.whole_head([self._records[name] for name in self.tasks[: number + 1]])
 
     def predictor(self, task: str) -> nn.Module:
-        """Return the narrowed network of one task: input (B, ...) -> logits (B, classes).
+        """Return the narrowed network of one task: input (B, ...) -> logits (B, classes). Several inputs are several arguments.
 
         It is a plain dense module, holds copies of the units that the task needs and nothing of this learner, and can be
         pickled. A task's predictor is the same, bit for bit, whatever is learned later.
@@ -145,20 +154,43 @@ class Learner:
         return self._predictors[task]
 
     @torch.no_grad()
-    def predict(self, x: Tensor, *, task: str) -> Tensor:
-        """Return the logits (B, classes) of a task for inputs x (B, ...).
+    def predict(self, x: Inputs, *, task: str) -> Tensor:
+        """Return the logits (B, classes) of a task for inputs x (B, ...), a tuple of them for a network with several.
 
         Raises:
             TaskError: there is no such task.
-            DataError: x has another shape or dtype than the example input.
+            DataError: x has another number of inputs, another shape or dtype than the example input.
         """
         predictor = self._predictor(task)
-        if tuple(x.shape[1:]) != self._example_shape or x.dtype != self._example_dtype:
-            raise DataError(
-                f"cannot predict task '{task}': expected examples of shape {self._example_shape} and {self._example_dtype}, "
-                f"found {tuple(x.shape[1:])} and {x.dtype}."
-            )
-        return predictor(x)
+        n = len(self._forms)
+        check_inputs(x, n, f"cannot predict task '{task}'")
+        for place, (expected, found) in enumerate(zip(self._forms, forms(x), strict=True)):
+            if not expected.fits(found.shape) or expected.dtype != found.dtype:
+                raise DataError(
+                    f"cannot predict task '{task}': expected examples of shape {expected.shape} and {expected.dtype}, "
+                    f"found {found.shape} and {found.dtype}" + (f" in {which(place, n)}." if n > 1 else ".")
+                )
+        try:
+            return predictor(*parts(x))
+        except RuntimeError as error:
+            shapes = ", ".join(str(form.shape) for form in forms(x))
+            raise DataError(f"cannot predict task '{task}' for examples of shape {shapes}: {first_line(error)}") from error
+
+    def export(self, path: str | PathLike[str], *, task: str, to: Format | None = None, inputs: Inputs | None = None) -> ExportResult:
+        """Write the narrowed network of one task as ONNX or `.pt2`, checked against its predictor, see `clnp.export.export`.
+
+        Args:
+            path: of the new file.
+            task: whose predictor.
+            to: "onnx" or "pt2"; by default what the suffix of `path` says.
+            inputs: real inputs x (n, ...) to check on; give them when inputs are integers, for zeros alone show little.
+
+        Raises:
+            TaskError: there is no such task.
+            ExportError: it cannot be exported, or what was exported differs; no file is left.
+        """
+        example = store.zeros(self._forms)
+        return export(self._predictor(task), path, example, to=to, inputs=inputs, name=f"task '{task}'")
 
     # ---- learning
 
@@ -176,7 +208,8 @@ class Learner:
 
         Args:
             name: of the task, any text that is not taken.
-            train: (x, y) tensors, a Dataset, or a DataLoader of (x, y) or (x, y, t); labels 0..n_classes-1.
+            train: (x, y) tensors, a Dataset, or a DataLoader of (x, y) or (x, y, t); labels 0..n_classes-1. Of a network
+                with several inputs x is a tuple, ((a, b), y).
             validation: data in the same forms, not used for training: the margin is measured on it.
             n_classes: how many classes; by default one more than the largest label.
             config: the settings, see `LearnConfig`.
@@ -253,9 +286,7 @@ class Learner:
         if not name or not name.isprintable() or len(name) > 200:
             raise TaskError(f"cannot learn a task named {name[:40]!r}: a name has 1 to 200 printable characters.")
         place = (self.seed, "task", len(self.tasks))
-        data = open_data(
-            name, train, validation, n_classes, config, self._example_shape, self._example_dtype, seeds.generator(*place, "sample")
-        )
+        data = open_data(name, train, validation, n_classes, config, self._forms, seeds.generator(*place, "sample"))
         trial = Trial(
             wiring=self.wiring,
             state={key: tensor.clone().to(config.device) for key, tensor in self._state.items()},
@@ -344,8 +375,7 @@ class Learner:
             groups=self._allocation.n_units,
             seed=self.seed,
             head=self._head_path,
-            shape=list(self._example_shape),
-            dtype=str(self._example_dtype).removeprefix("torch."),
+            **store.described(self._forms),
         )
         store.write(directory, self.wiring, self._state, description, store.Stored(constants, self._allocation, self._records, {}))
 

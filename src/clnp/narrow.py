@@ -14,8 +14,9 @@ from torch.utils._pytree import tree_leaves
 
 from clnp.emit import Emitter, operand_places, operand_view, positions, present, take, with_everyone
 from clnp.errors import WiringError
+from clnp.inputs import Inputs, parts
 from clnp.kinds import Part, Step, emit
-from clnp.wiring import Inputs, Wiring, mode, noisy, parts
+from clnp.wiring import Wiring, mode, noisy
 from clnp.wiring.graph import CONSTANT, INPUT, OUTPUT, references
 
 if TYPE_CHECKING:

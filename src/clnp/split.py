@@ -17,15 +17,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from clnp.emit import positions, with_everyone
+from clnp.inputs import Inputs, parts
 from clnp.narrow import narrow
 from clnp.pieces import Piece, write_back
 from clnp.pool import PoolBuilder, PoolNorm
-from clnp.wiring import Inputs, Wiring, parts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from clnp.kinds import Part
+    from clnp.wiring import Wiring
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -25,15 +25,18 @@ from clnp.allocation import FREE, Allocation
 from clnp.emit import positions, with_everyone
 from clnp.errors import StoreError
 from clnp.files import write_atomic
+from clnp.inputs import Form
 from clnp.records import TaskRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from os import PathLike
 
+    from clnp.inputs import Forms, Inputs
     from clnp.wiring import Wiring
 
-FORMAT = 1
+FORMATS = (1, 2)
+"""What this version reads and writes: 2 where the network has several inputs, which earlier versions cannot read."""
 DESCRIPTION, CONSTANTS, TASKS = "model.json", "constants.safetensors", "tasks"
 
 
@@ -52,8 +55,19 @@ class TaskEntry(_Strict):
     private: bool
 
 
+class InputEntry(_Strict):
+    """What `model.json` says of one more input."""
+
+    shape: list[int]
+    dtype: str
+
+
 class Description(_Strict):
-    """The content of `model.json`: which network, made how, and which tasks."""
+    """The content of `model.json`: which network, made how, and which tasks.
+
+    `shape` and `dtype` are those of the first input. `more_inputs` are the others; where there are none nothing is written
+    of them, and the file (with its checksum) is that of format 1.
+    """
 
     graph: str
     groups: dict[str, int]
@@ -61,19 +75,41 @@ class Description(_Strict):
     head: str | None
     shape: list[int]
     dtype: str
+    more_inputs: list[InputEntry] = []
     constants: str = ""
     tasks: list[TaskEntry] = []
     format: int = 1
     checksum: str = ""
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in fields(self).items() if key != "more_inputs" or value}
+
+    @property
+    def inputs(self) -> tuple[InputEntry, ...]:
+        """Every input of the network."""
+        return (InputEntry(shape=self.shape, dtype=self.dtype), *self.more_inputs)
 
     def sealed(self) -> Description:
         """Return the description with the SHA-256 of all its other fields."""
         bare = self.model_copy(update={"checksum": ""})
         return bare.model_copy(update={"checksum": _sha256(bare.model_dump_json().encode())})
 
-    def example(self) -> Tensor:
-        """Return an input of the network, (2, ...)."""
-        return torch.zeros(2, *self.shape, dtype=getattr(torch, self.dtype))
+    def example(self) -> Inputs:
+        """Return an input of the network, (2, ...), or a tuple of them."""
+        return zeros([Form(tuple(entry.shape), getattr(torch, entry.dtype)) for entry in self.inputs])
+
+
+def zeros(forms: Sequence[Form]) -> Inputs:
+    """Return an input of a network, (2, ...), or a tuple of them."""
+    found = tuple(torch.zeros(2, *form.shape, dtype=form.dtype) for form in forms)
+    return found if len(found) > 1 else found[0]
+
+
+def described(forms: Forms) -> dict[str, Any]:
+    """Return what a `Description` says of a network's inputs, and the format that this takes."""
+    first, *more = [InputEntry(shape=list(form.shape), dtype=str(form.dtype).removeprefix("torch.")) for form in forms]
+    return {"shape": first.shape, "dtype": first.dtype, "more_inputs": more, "format": 2 if more else 1}
 
 
 @dataclass(frozen=True)
@@ -205,16 +241,18 @@ def describe(directory: str | PathLike[str]) -> Description:
         content = file.read_text(encoding="utf-8")
         raw = json.loads(content)
         version = raw.get("format") if isinstance(raw, dict) else None
-        if isinstance(version, int) and version != FORMAT:
-            raise StoreError(f"cannot load '{file}': expected format {FORMAT}, found {version}. Install the clnp version that wrote it.")
+        if isinstance(version, int) and version not in FORMATS:
+            known = " or ".join(map(str, FORMATS))
+            raise StoreError(f"cannot load '{file}': expected format {known}, found {version}. Install the clnp version that wrote it.")
         description = Description.model_validate_json(content)
     except ValueError as error:
         first = str(error).splitlines()
         raise StoreError(f"cannot load '{file}': it is damaged ({' '.join(first[:3])}). Restore it from a copy.") from error
     if description != description.sealed():
         raise StoreError(f"cannot load '{file}': it is damaged: its checksum is not that of its content. Restore it from a copy.")
-    if not isinstance(getattr(torch, description.dtype, None), torch.dtype):
-        raise StoreError(f"cannot load '{file}': it is damaged (no such dtype: {description.dtype!r}). Restore it from a copy.")
+    for entry in description.inputs:
+        if not isinstance(getattr(torch, entry.dtype, None), torch.dtype):
+            raise StoreError(f"cannot load '{file}': it is damaged (no such dtype: {entry.dtype!r}). Restore it from a copy.")
     return description
 
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from clnp import seeds
 from clnp.emit import operand_view, positions, with_everyone
 from clnp.errors import ConfigError, DataError, TrainingError, first_line
 from clnp.importance import Activity
+from clnp.inputs import Inputs, cut, length, parts, to_device
 from clnp.narrow import moved_labels, narrow
 from clnp.sources import Examples, StreamExamples, TensorExamples, check_labels
 from clnp.split import SplitNetwork
@@ -44,7 +45,7 @@ class Trainable(Protocol):
         """The head's bias, whose device is where the training happens."""
         ...
 
-    def __call__(self, x: Tensor, meets: tuple[Tensor, ...] | None = None) -> Tensor: ...  # noqa: D102
+    def __call__(self, x: Inputs, meets: tuple[Tensor, ...] | None = None) -> Tensor: ...  # noqa: D102
     def parameters(self) -> Iterator[nn.Parameter]: ...  # noqa: D102
     def weights(self) -> list[nn.Parameter]:
         """The parameters under the L1 penalty."""
@@ -112,13 +113,14 @@ def kept_values(network: SplitNetwork, data: Examples, limit: int, device: torch
         return None
     if network.claimed is None:
         return ()
-    one = network.claimed_values(data.x[:1].to(device))
+    one = network.claimed_values(to_device(cut(data.x, 0, 1), device))
     size = sum(value.numel() * value.element_size() for value in one)
     if size * len(data) > limit * 2**20:
         return None
     kept = [torch.empty(len(data), *value.shape[1:], dtype=value.dtype, device=value.device) for value in one]
     for start in range(0, len(data), EVALUATION_BATCH):
-        for whole, part in zip(kept, network.claimed_values(data.x[start : start + EVALUATION_BATCH].to(device)), strict=True):
+        x = to_device(cut(data.x, start, start + EVALUATION_BATCH), device)
+        for whole, part in zip(kept, network.claimed_values(x), strict=True):
             whole[start : start + len(part)] = part
     return tuple(kept)
 
@@ -142,11 +144,11 @@ def narrow_kept(kept: tuple[Tensor, ...] | None, before: SplitNetwork, after: Sp
 
 def batches(
     data: Examples, kept: tuple[Tensor, ...] | None, batch_size: int, device: torch.device, generator: torch.Generator | None = None
-) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, ...] | None]]:
+) -> Iterator[tuple[Inputs, Tensor, tuple[Tensor, ...] | None]]:
     """Yield (x, y, meets) on the device; meets are None where they must be computed."""
     for places, x, y in data.batches(batch_size, generator):
         meets = None if kept is None or places is None else tuple(value[places.to(value.device)] for value in kept)
-        yield x.to(device), y.to(device), meets
+        yield to_device(x, device), y.to(device), meets
 
 
 def fit(
@@ -267,7 +269,8 @@ def n_correct_and_finite(network: nn.Module, data: TensorExamples, kept: tuple[T
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     correct = n_finite = 0
     for x, y, meets in batches(data, kept, EVALUATION_BATCH, device):
-        logits = network(x) if meets is None else network(x, meets)
+        # A predictor takes one argument for each input, as the user's own network does.
+        logits = network(*parts(x)) if isinstance(network, fx.GraphModule) else network(x) if meets is None else network(x, meets)
         finite = torch.isfinite(logits).all(1)
         # An answer that is not a number is wrong, whatever argmax makes of it.
         correct, n_finite = correct + int(((logits.argmax(1) == y) & finite).sum()), n_finite + int(finite.sum())
@@ -287,7 +290,9 @@ def estimate_norms_(network: SplitNetwork, data: TensorExamples, kept: tuple[Ten
     n = min(len(data), ESTIMATE_EXAMPLES)
     for start in range(0, max(n - n % ESTIMATE_BATCH, 1), ESTIMATE_BATCH):
         part = slice(start, start + ESTIMATE_BATCH)
-        network(data.x[part].to(device), None if kept is None else tuple(value[part] for value in kept))
+        network(
+            to_device(cut(data.x, start, start + ESTIMATE_BATCH), device), None if kept is None else tuple(value[part] for value in kept)
+        )
     for norm in norms:
         norm.estimating = False
 
@@ -323,11 +328,11 @@ def activities(
     sums: list[list[Tensor]] = []
     n = 0
     for x, _, _ in batches(data, None, EVALUATION_BATCH // 2, device):
-        values = network(x)
+        values, n_examples = network(*parts(x)), length(x)
         found = [_moments(value, wiring, name) for value, name in zip(values, reads, strict=True)]
-        found = [[part * len(x) for part in moments] for moments in found]  # every example counts the same
+        found = [[part * n_examples for part in moments] for moments in found]  # every example counts the same
         sums = found if not sums else [[a + b for a, b in zip(old, new, strict=True)] for old, new in zip(sums, found, strict=True)]
-        n += len(x)
+        n += n_examples
     everyone = with_everyone(visible)
     measured: list[tuple[Tensor, Activity]] = []
     for name, (absolute, firing, first, second) in zip(reads, sums, strict=True):

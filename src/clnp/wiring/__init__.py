@@ -4,7 +4,7 @@ from clnp.wiring.capture import capture
 from clnp.wiring.graph import Graph, Node, Ref, Size
 from clnp.wiring.labels import EVERYONE
 from clnp.wiring.plan import Group, ParameterLabels, Wiring
-from clnp.wiring.prepare import Inputs, mode, noisy, parts, without_head
+from clnp.wiring.prepare import mode, noisy, without_head
 from clnp.wiring.rules import RULES, Rule, Value, register
 from clnp.wiring.trace import folded, trace
 from clnp.wiring.tracer import Tracer
@@ -14,7 +14,6 @@ __all__ = [
     "RULES",
     "Graph",
     "Group",
-    "Inputs",
     "Node",
     "ParameterLabels",
     "Ref",
@@ -27,7 +26,6 @@ __all__ = [
     "folded",
     "mode",
     "noisy",
-    "parts",
     "register",
     "trace",
     "without_head",

@@ -18,12 +18,14 @@ from torch._ops import OpOverload
 
 from clnp.errors import WiringError, first_line
 from clnp.wiring.graph import CONSTANT, INPUT, OUTPUT, PARAMETER, SIZE_OPERATIONS, Graph, Node, Ref, Size, references
-from clnp.wiring.prepare import Inputs, ready, two_or_more
+from clnp.wiring.prepare import ready, two_or_more
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import nn
+
+    from clnp.inputs import Inputs
 
 _CUT = ("aten.split.", "aten.split_with_sizes.", "aten.chunk.", "aten.tensor_split.")
 
@@ -43,7 +45,7 @@ def capture(model: nn.Module, example: Inputs) -> Graph:
     with ready(model):
         for sizes in (every, tuple({0: dynamic} for _ in batch)):
             try:
-                return _Conversion(torch.export.export(model, batch, dynamic_shapes=sizes, strict=False), model).graph()
+                return _any_length(model, batch, _captured(model, batch, sizes))
             except WiringError:
                 raise
             except Exception as error:  # noqa: BLE001  # whatever torch.export says
@@ -54,6 +56,27 @@ def capture(model: nn.Module, example: Inputs) -> Graph:
         f"Control flow that depends on the data, and input of another shape, are the usual reasons. "
         f"It said: {first_line(failure or RuntimeError())}"
     ) from failure
+
+
+def _captured(model: nn.Module, batch: tuple[Tensor, ...], sizes: Any) -> Graph:
+    return _Conversion(torch.export.export(model, batch, dynamic_shapes=sizes, strict=False), model).graph()
+
+
+def _any_length(model: nn.Module, batch: tuple[Tensor, ...], graph: Graph) -> Graph:
+    """Capture sequences once more that are shorter by one, where their length was fixed.
+
+    A mask that is cut to the longest length is not cut at all, and torch.export takes the length for a constant.
+    """
+    fixed = [x.dim() in (2, 3) and x.shape[1] > 3 and node.sizes[1] is None for x, node in zip(batch, graph.inputs, strict=True)]
+    if not any(fixed):
+        return graph
+    shorter = tuple(x[:, :-1] if cut else x for x, cut in zip(batch, fixed, strict=True))
+    try:
+        found = _captured(model, shorter, tuple(dict.fromkeys(range(x.dim()), torch.export.Dim.AUTO) for x in shorter))
+    except Exception:  # noqa: BLE001  # no sequence, or one of a fixed length
+        return graph
+    free = [any(size is not None for size in node.sizes[1:]) for node in found.inputs]
+    return found if all(is_free or not cut for is_free, cut in zip(free, fixed, strict=True)) else graph
 
 
 def _where(error: BaseException | None, model: nn.Module) -> str:

@@ -12,18 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from clnp.errors import WiringError, first_line
+from clnp.inputs import Inputs, parts
 from clnp.seeds import generator
 from clnp.wiring.recurrent import layer_by_layer
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-
-Inputs = Tensor | tuple[Tensor, ...]
-
-
-def parts(inputs: Inputs) -> tuple[Tensor, ...]:
-    """Return one tensor or several as a tuple."""
-    return inputs if isinstance(inputs, tuple) else (inputs,)
 
 
 def two_or_more(example: Inputs) -> tuple[Tensor, ...]:

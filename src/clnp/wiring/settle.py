@@ -110,7 +110,7 @@ def _order(tracer: Tracer, numbered: _Numbers) -> tuple[dict[str, Gather], set[s
         moves = RULES.get(node.op) is not None and RULES[node.op].label in (move, index, same)
         reads_ragged = [name for name in references([list(node.args), dict(node.kwargs)]) if name in ragged]
         if len(varying(units)) > 1:
-            if not moves:
+            if not moves and node.op != "aten.cat.default":
                 return gathers, hidden, (node, value)
             ragged.add(node.name)
         elif moves and (reads_ragged or not _commutes(tracer, numbered, node, value)):

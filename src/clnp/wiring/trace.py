@@ -16,8 +16,8 @@ from clnp.wiring.settle import settle
 from clnp.wiring.tracer import Tracer
 
 if TYPE_CHECKING:
+    from clnp.inputs import Inputs
     from clnp.wiring.plan import Wiring
-    from clnp.wiring.prepare import Inputs
 
 
 def trace(model: nn.Module, example: Inputs) -> Wiring:

@@ -61,7 +61,7 @@ def layer(
     tracer: Tracer, node: Node, value: Value, dim: int, weight: Value, bias: Value | None, *, row_dim: int, column_dim: int
 ) -> Tensor:
     """Make new units of a weight's rows, and give its columns to the units along a dimension of the input. Returns the units (O,)."""
-    columns = along(tracer.only_along(node, value, {dim}), dim, value.shape[dim])
+    columns = along(tracer.only_along(node, value, {dim}, lost="reads several units as if they were one"), dim, value.shape[dim])
     rows = tracer.weight(node, weight, row_dim, column_dim, columns, value.node)
     if bias is not None:
         tracer.own(node, bias, 0, rows, 0.0)

@@ -61,7 +61,7 @@ class ViT(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Look at the patches."""
         x = self.patches(x).flatten(2).transpose(1, 2)  # (B, T, width)
-        x = torch.cat([self.token.expand(len(x), -1, -1), x], dim=1) + self.positions
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], dim=1) + self.positions
         return self.norm(self.blocks(x))[:, 0]
 
 

@@ -78,7 +78,7 @@ class Block(nn.Module):
 class Llama(nn.Module):
     """Turn text (B, LENGTH) into features (B, width): the mean over positions."""
 
-    def __init__(self, width: int = 96, depth: int = 2, heads: int = 16, kv_heads: int = 8, head_width: int = 8, hidden: int = 192) -> None:
+    def __init__(self, width: int = 128, depth: int = 2, heads: int = 24, kv_heads: int = 12, head_width: int = 8, hidden: int = 256) -> None:
         super().__init__()
         self.embedding = nn.Embedding(128, width)
         self.blocks = nn.ModuleList([Block(width, heads, kv_heads, head_width, hidden) for _ in range(depth)])

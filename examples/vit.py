@@ -50,7 +50,7 @@ class Block(nn.Module):
 class ViT(nn.Module):
     """Turn square grey images (B, 1, size, size) into features (B, width): what the class token has gathered."""
 
-    def __init__(self, size: int, patch: int, width: int = 96, depth: int = 3, heads: int = 12, hidden: int = 192) -> None:
+    def __init__(self, size: int, patch: int, width: int = 128, depth: int = 3, heads: int = 16, hidden: int = 256) -> None:
         super().__init__()
         self.patches = nn.Conv2d(1, width, patch, stride=patch)
         self.token = nn.Parameter(torch.zeros(1, 1, width))

@@ -35,6 +35,7 @@ class Step:
         member: which units are left.
         operand: name of a node -> its value in this graph, restricted to the members; None when it has none.
         parts: for norms over units.
+        cut: whether operands come cut to what the operation has left.
     """
 
     emitter: Emitter
@@ -42,6 +43,7 @@ class Step:
     member: Member
     operand: Callable[[str], Any]
     parts: Sequence[Part] = field(default_factory=tuple[Part, ...])
+    cut: bool = False
 
     def value(self, argument: Any) -> Any:
         """Return an argument as it is in this graph."""
@@ -51,7 +53,8 @@ class Step:
         """Return an argument whose tensors are cut to what this operation has left."""
 
         def cut(name: str) -> Any:
-            return self.emitter.align(self.operand(name), name, self.node, self.member)
+            value = self.operand(name)
+            return value if self.cut else self.emitter.align(value, name, self.node, self.member)
 
         return substitute(argument, cut, self.emitter.size)
 
@@ -73,6 +76,9 @@ def _plain(step: Step) -> Any:
     if node.op == "operator.getitem":
         whole = step.value(node.args[0])
         return whole[node.args[1]] if isinstance(whole, tuple) else step.emitter.call(node, (whole, node.args[1]))
+    if node.op == UNIT_NORM:
+        value = step.value(node.args[0])
+        return normalised(step.emitter, norm_form(node, len(node.shape or ())), value, value)
     args = step.value(node.args)
     if node.op.startswith("aten.new_") and args[0] is None:  # only its dtype and device matter
         args[0] = next(iter(step.emitter.inputs.values()))

@@ -125,7 +125,7 @@ def check_narrowing(wiring: Wiring, state: Mapping[str, Tensor], trunk: nn.Modul
         x = parts(noisy(example, n))
         with mode(trunk, training=False), torch.no_grad():
             expected, found = joined(trunk(*x)), network(*(part.cpu() for part in x))
-            alone = network(*(part[-1:].cpu() for part in x))
+            alone = torch.cat([network(*(part[place : place + 1].cpu() for part in x)) for place in (0, n - 1)])
         expected = expected.cpu()
         tolerance = 1e-4 * max(1.0, float(expected.abs().max()))
         if expected.shape != found.shape or float((expected - found).abs().max()) > tolerance:
@@ -133,11 +133,26 @@ def check_narrowing(wiring: Wiring, state: Mapping[str, Tensor], trunk: nn.Modul
                 f"cannot use this network: what was captured does not compute what it computes (batch of {n}). "
                 f"Its forward pass may depend on the mode, the batch or an in-place change that a capture cannot see."
             )
-        if float((alone - found[-1:]).abs().max()) > tolerance:
+        if float((alone - found[[0, -1]]).abs().max()) > tolerance:
             raise WiringError(
-                f"cannot isolate tasks in this network: it mixes the examples of a batch (an example's output in a batch of {n} is not "
-                f"the one that it has alone). Look for operations along dimension 0."
+                f"cannot isolate tasks in this network: it mixes the examples of a batch, {_mixer(wiring, state, x)}. "
+                f"An example's output in a batch of {n} is not the one that it has alone."
             )
+
+
+def _mixer(wiring: Wiring, state: Mapping[str, Tensor], x: tuple[Tensor, ...]) -> str:
+    """Say which operation is the first whose result for an example depends on the others."""
+    names = [node.name for node in wiring.graph.nodes if wiring.graph.batch_dim(node) is not None and node.op not in (INPUT, OUTPUT)]
+    names = [name for name in names if name in wiring.values and name not in wiring.hidden]
+    network = narrow(wiring, state, torch.ones(wiring.n_units, dtype=torch.bool), outputs=names)
+    together = network(*(part.cpu() for part in x))
+    first, last = (network(*(part[place : place + 1].cpu() for part in x)) for place in (0, len(x[0]) - 1))
+    for name, many, *ends in zip(names, together, first, last, strict=True):
+        one = torch.cat(ends)
+        if one.shape[1:] != many.shape[1:] or not torch.allclose(many[[0, -1]].float(), one.float(), rtol=1e-3, atol=1e-5):
+            node = wiring.node(name)
+            return f"at {node.op} in {node.place}"
+    return "along dimension 0"
 
 
 def joined(output: Any) -> Tensor:

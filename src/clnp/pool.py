@@ -224,7 +224,7 @@ class PoolBuilder:
         return emit(Step(self.emitter, node, self.given_member, self._given_operand, self.norm_parts))
 
     def _step(self, node: Node) -> Step:
-        return Step(self.emitter, node, self.pool_member, lambda name: self._pool_operand(name, node))
+        return Step(self.emitter, node, self.pool_member, lambda name: self._pool_operand(name, node), cut=True)
 
     def _pool_plain(self, node: Node) -> Any:
         return emit(self._step(node))

@@ -125,7 +125,6 @@ def examples(source: Source, what: str, config: LearnConfig, *, training: bool =
     if isinstance(source, TensorDataset):
         if len(source.tensors) < 2:
             raise DataError(f"cannot use the {what}: expected a TensorDataset of (x, y), found {len(source.tensors)} tensor.")
-        check_inputs(source.tensors[0], n_inputs, f"cannot use the {what}")
         return TensorExamples(*source.tensors[:2])
     if isinstance(source, Dataset) and hasattr(source, "__len__"):
         if len(source) == 0:  # pyright: ignore[reportArgumentType]

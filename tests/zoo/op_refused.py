@@ -368,9 +368,6 @@ def middle(m):
 
 
 UNSURE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "weight_norm of columns": (middle(lambda: parametrizations.weight_norm(nn.Linear(3, 5), dim=1)), (4,)),
-    "weight_norm of everything": (middle(lambda: parametrizations.weight_norm(nn.Linear(3, 5), dim=None)), (4,)),
-    "weight_norm of columns, old style": (middle(lambda: nn.utils.weight_norm(nn.Linear(3, 5), dim=1)), (4,)),
     "a weight that is centred over its rows": (middle(lambda: Weight(lambda w, x: F.linear(x, w - w.mean(0)), 5, 3)), (4,)),
     "a weight that is standardised": (middle(lambda: Weight(standardised, 5, 3)), (4,)),
     "an orthogonal weight": (middle(lambda: parametrizations.orthogonal(nn.Linear(3, 5))), (4,)),

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from clnp.errors import WiringError
+from clnp.learner import Learner
 from clnp.narrow import narrow
 from clnp.wiring import trace
 
@@ -241,7 +242,7 @@ def test_what_is_refused_for_mixing_examples_does_so(name):
 def test_what_cannot_be_isolated_is_refused_by_name(name):
     refusal = REFUSED[name]
     with pytest.raises(WiringError) as caught:
-        trace(refusal.build(), torch.randn(2, *refusal.shape))
+        Learner(refusal.build(), torch.randn(2, *refusal.shape))
     message = str(caught.value)
     assert re.search(refusal.pattern, message), message
     assert f"'{refusal.path or '(top level)'}" in message, message

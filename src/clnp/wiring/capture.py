@@ -99,6 +99,10 @@ def _defines(module: nn.Module, file: str, line: int) -> bool:
     return bool(lines) and min(lines) <= line <= max(lines)
 
 
+class DependsOnDataError(NotImplementedError):
+    """A size of a captured network is known only when it runs."""
+
+
 class _Conversion:
     """Turns an exported program into plain records."""
 
@@ -183,7 +187,7 @@ class _Conversion:
                 return
             if whole.name in self.tuples:
                 op, args = self._piece(whole, raw.args[1])
-        elif (op.startswith(_CUT) and self._is_cut_evenly(raw, args)) or op == "aten.unbind.int":
+        elif op.startswith(_CUT) or op == "aten.unbind.int":
             self.tuples[raw.name] = op, args
             return
         elif op == "aten.select.int" and isinstance(args[0], Ref) and args[0].name in self.stacks:
@@ -191,15 +195,13 @@ class _Conversion:
             if isinstance(args[2], int) and args[1] % raw.args[0].meta["val"].dim() == dim:
                 self.renamed[raw.name] = refs[args[2]]
                 return
+        elif op == "aten.rrelu.default":  # a random slope in training, its mean ever after: here the mean always
+            op, args, kwargs = "aten.leaky_relu.default", (args[0], (args[1] + args[2]) / 2 if len(args) > 2 else (1 / 8 + 1 / 3) / 2), {}
         elif op == "aten.stack.default":
             self.stacks[raw.name] = args[0], (args[1] if len(args) > 1 else 0) % raw.meta["val"].dim()
             args = ([self._unsqueezed(raw, index, ref, args) for index, ref in enumerate(args[0])], *args[1:])
             op = "aten.cat.default"
         self.nodes.append(self._record(raw, op, args, kwargs))
-
-    def _is_cut_evenly(self, raw: Any, args: tuple[Any, ...]) -> bool:
-        dim = args[2] if len(args) > 2 else raw.kwargs.get("dim", 0)
-        return all(isinstance(value.shape[dim], int) for value in raw.meta["val"])
 
     def _piece(self, whole: Any, index: int) -> tuple[str, tuple[Any, ...]]:
         """Say one of several pieces of a tensor as a slice or a selection."""
@@ -207,9 +209,10 @@ class _Conversion:
         if op == "aten.unbind.int":
             return "aten.select.int", (args[0], args[1] if len(args) > 1 else whole.kwargs.get("dim", 0), index)
         dim = args[2] if len(args) > 2 else whole.kwargs.get("dim", 0)
-        sizes = [int(value.shape[dim]) for value in whole.meta["val"]]
-        start = sum(sizes[:index])
-        return "aten.slice.Tensor", (args[0], dim, start, start + sizes[index])
+        stops: list[Any] = [0]
+        for value in whole.meta["val"]:
+            stops.append(_sum(stops[-1], self._size(value.shape[dim])))
+        return "aten.slice.Tensor", (args[0], dim, stops[index], stops[index + 1])
 
     def _unsqueezed(self, raw: Any, index: int, ref: Ref, args: tuple[Any, ...]) -> Ref:
         """Add a dimension of size 1 to an operand of a stack."""
@@ -241,7 +244,7 @@ class _Conversion:
             return int(expr)
         if expr.is_Symbol:
             if str(expr) not in self.symbols:
-                raise NotImplementedError(f"the size {expr} depends on the data")
+                raise DependsOnDataError(f"the size {expr} depends on the data")
             return self.symbols[str(expr)]
         name = {"Add": "+", "Mul": "*", "FloorDiv": "//", "Mod": "%", "PythonMod": "%", "Pow": "**", "Max": "max", "Min": "min"}.get(
             expr.func.__name__
@@ -258,8 +261,15 @@ class _Conversion:
         value = raw.meta.get("val")
         if isinstance(value, (tuple, list)) and value and isinstance(value[0], Tensor):
             value = value[0]
-        formulas = [self._size(size) for size in value.shape] if isinstance(value, Tensor) else None
         stack = list((raw.meta.get("nn_module_stack") or {}).values())
+        try:
+            formulas = [self._size(size) for size in value.shape] if isinstance(value, Tensor) else None
+        except DependsOnDataError as error:
+            module = stack[-1][0] if stack else ""
+            place = Node(raw.name, op, module=module, source=_source(raw.meta.get("stack_trace") or "")).place
+            raise WiringError(
+                f"cannot capture {type(self.model).__name__}: the size of the result of {op} at {place} depends on the data."
+            ) from error
         return Node(
             name=raw.name,
             op=op,
@@ -290,6 +300,12 @@ class _Conversion:
             last = Node("outputs", "aten.cat.default", ([Ref(node.name) for node in outputs], 1), {}, shape, (last.sizes[0], None))
             self.nodes.append(last)
         self.nodes.append(Node(name="output", op=OUTPUT, args=(Ref(last.name),)))
+
+
+def _sum(a: Any, b: Any) -> Any:
+    """Add two sizes."""
+    hints = [part.hint if isinstance(part, Size) else part for part in (a, b)]
+    return Size("+", (a, b), sum(hints)) if isinstance(a, Size) or isinstance(b, Size) else a + b
 
 
 def _canonical_names(model: nn.Module) -> dict[str, str]:

@@ -63,16 +63,30 @@ def _spread(nodes: Mapping[str, Node], x: Ref, under: Ref) -> tuple[Ref, list[in
         squared = _plain(nodes, spread.args[0])
         of = _squared(nodes, squared)
         dims = _dims(spread)
-        if of is None or of.name != value.name or dims is None:
+        if of is None or not _same(nodes, of, value) or dims is None:
             return None
         if centre is not None and centre[1] == dims:
             return centre[0], dims, eps, True
         return x, dims, eps, False
-    if spread.op == "aten.var.correction" and centre is not None and spread.kwargs.get("correction") == 0 and _keeps(spread):
+    population = spread.op == "aten.var.correction" and spread.kwargs.get("correction") == 0 and _keeps(spread)
+    population |= spread.op == "aten.var.dim" and len(spread.args) == 4 and spread.args[2] is False and spread.args[3] is True
+    if population and centre is not None:
         dims = _dims(spread)
         if dims == centre[1] and _plain(nodes, spread.args[0]).name == _plain(nodes, centre[0]).name:
             return centre[0], centre[1], eps, True
     return None
+
+
+def _same(nodes: Mapping[str, Node], a: Node, b: Node, depth: int = 4) -> bool:
+    """Tell whether two nodes compute the same: one node, or the same operation written twice."""
+    if a.name == b.name:
+        return True
+    if depth == 0 or a.op != b.op or len(a.args) != len(b.args) or dict(a.kwargs) != dict(b.kwargs):
+        return False
+    return all(
+        _same(nodes, _plain(nodes, one), _plain(nodes, two), depth - 1) if isinstance(one, Ref) and isinstance(two, Ref) else one == two
+        for one, two in zip(a.args, b.args, strict=True)
+    )
 
 
 def _plain(nodes: Mapping[str, Node], ref: Ref) -> Node:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import logging
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,8 @@ def ready(model: nn.Module) -> Generator[None]:
         warnings.simplefilter("ignore")
         try:
             logging.disable(logging.CRITICAL)
-            with torch.enable_grad():
+            # torch prints whole graphs where it gives up: the error that we raise says it in a line.
+            with torch.enable_grad(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 yield
         finally:
             logging.disable(disabled)
@@ -79,13 +81,22 @@ def _fixed_momentum(model: nn.Module) -> Generator[None]:
             module.momentum = None
 
 
+def copied(model: nn.Module) -> nn.Module:
+    """Return a deep copy of a model, also of one with the older weight norm, whose computed weights torch does not copy."""
+    for module in model.modules():
+        for name, value in list(module.__dict__.items()):
+            if isinstance(value, Tensor) and not value.is_leaf:
+                module.__dict__[name] = value.detach()  # computed anew before each forward pass
+    return copy.deepcopy(model)
+
+
 def without_head(model: nn.Module, path: str, example: Inputs) -> tuple[nn.Module, nn.Linear]:
     """Return a copy of a network whose linear layer at `path` passes its input on, and that layer.
 
     Raises:
         WiringError: there is no such layer, it is not linear, or something follows it on an example batch (B, ...).
     """
-    trunk = copy.deepcopy(model)
+    trunk = copied(model)
     parent, _, last = path.rpartition(".")
     try:
         layer = model.get_submodule(path)
@@ -97,7 +108,7 @@ def without_head(model: nn.Module, path: str, example: Inputs) -> tuple[nn.Modul
         raise WiringError(
             f"cannot use '{path}' as the head: no such layer. The linear layers are: {', '.join(known) or '(none)'}."
         ) from None
-    whole, headless = copy.deepcopy(model).eval(), copy.deepcopy(trunk).eval()
+    whole, headless = copied(model).eval(), copied(trunk).eval()
     with torch.no_grad():
         try:
             noise = parts(noisy(example))

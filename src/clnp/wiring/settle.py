@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from clnp.errors import WiringError
-from clnp.wiring.graph import Node, Ref, references
+from clnp.wiring.graph import CONSTANT, PARAMETER, Node, Ref, references
 from clnp.wiring.labels import EVERYONE, compact, components, varying
 from clnp.wiring.plan import Gather, Group, ParameterLabels, Wiring
 from clnp.wiring.rules import RULES, Value
-from clnp.wiring.rules.base import filled, moved
+from clnp.wiring.rules.base import SAME, filled, moved
 from clnp.wiring.rules.pointwise import index, move, same
-from clnp.wiring.tracer import Operand, Tracer
+from clnp.wiring.tracer import PRODUCT, Operand, Tracer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,7 +33,9 @@ def settle(tracer: Tracer) -> Wiring:
         # Keep the dimension along which most units can be told apart.
         counts = [len(numbered.of(value.labels).transpose(0, dim).flatten(1)[:, 0].unique()) for dim in dims]
         keep = {dims[counts.index(max(counts))]} if len(dims) > 1 else set[int]()
-        tracer.only_along(node, value, keep, lost="lays units out so that none can be left out alone")
+        # Elements of a parameter that nothing meets are free to go with the others: nothing is lost.
+        why = "" if node.op == PARAMETER else "lays units out so that none can be left out alone"
+        tracer.only_along(node, value, keep, lost=why)
     message = "units could not be told apart"
     raise WiringError(f"cannot isolate tasks in this network: {message}.")
 
@@ -51,9 +53,7 @@ class _Numbers:
 
 
 def _number(tracer: Tracer) -> _Numbers:
-    links = torch.cat([torch.zeros(0, 2, dtype=torch.long), *tracer.links])
-    without_loss = components(tracer.n_labels, links)
-    root = components(tracer.n_labels, torch.cat([links, *(pair for _, pair in tracer.ties)]))
+    root = components(tracer.n_labels, torch.cat([torch.zeros(0, 2, dtype=torch.long), *(pair for _, pair in tracer.ties), *tracer.links]))
     sizes = [len(labels) for _, labels in tracer.blocks]
     block = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes, dtype=torch.long))
     roots = root[torch.cat([labels for _, labels in tracer.blocks])] if sizes else torch.zeros(0, dtype=torch.long)
@@ -61,7 +61,7 @@ def _number(tracer: Tracer) -> _Numbers:
     group_of = components(len(sizes), torch.stack([block, first[roots]], 1).unique(dim=0))  # block -> the group's first block
     number = torch.full((tracer.n_labels + 1,), EVERYONE)
     tied = [(node, torch.unique(root[pair[:, 0]])) for node, pair in tracer.ties]
-    lost = [(node, why, torch.unique(root[labels]), len(torch.unique(without_loss[labels]))) for node, why, labels in tracer.lost]
+    lost = [(node, why, torch.unique(root[labels]), _before(tracer, node, labels)) for node, why, labels in tracer.lost]
     shared = root[torch.cat(list(tracer.shared_by.values()))] if tracer.shared_by else torch.zeros(0, dtype=torch.long)
     groups: list[Group] = []
     start = 0
@@ -75,14 +75,26 @@ def _number(tracer: Tracer) -> _Numbers:
         gone = dict.fromkeys(
             f"{node.op} at {node.place} {why}; {n} units became {len(found)}"
             for node, why, found, n in lost
-            if n > len(found) and bool(torch.isin(found, members).any())
+            if n > len(found) and bool(torch.isin(found, members).any()) and (why != PRODUCT or len(found) == 1)
         )
-        name = _unique(tracer.blocks[head][0], groups)
+        mine = [index for index in range(len(tracer.blocks)) if int(group_of[index]) == head]
+        first_layer = next((index for index in mine if index not in tracer.direct_blocks), mine[0])
+        name = _unique(tracer.blocks[first_layer][0], groups)
         is_shared = bool(torch.isin(members, shared).any())
         groups.append(Group(name, len(members), start, tuple(names), tuple(ties), is_shared, tuple(gone)))
         start += len(members)
     number[:-1] = number[root]
     return _Numbers(number, tuple(groups))
+
+
+def _before(tracer: Tracer, node: Node, labels: Tensor) -> int:
+    """Return how many units some labels were before a node: those that earlier nodes, and attention anywhere, had not tied."""
+    order = {name: place for place, name in enumerate(tracer.graph.by_name)}
+    here = order[node.name]
+    attention = {other.name for other, why, _ in tracer.lost if why == PRODUCT and other.name != node.name}
+    ties = [pair for other, pair in tracer.ties if order[other.name] < here or other.name in attention]
+    pairs = torch.cat([torch.zeros(0, 2, dtype=torch.long), *ties, *tracer.links])
+    return len(torch.unique(components(tracer.n_labels, pairs)[labels[labels != EVERYONE]]))
 
 
 def _unique(name: str, groups: list[Group]) -> str:
@@ -129,9 +141,14 @@ def _applied(tracer: Tracer, node: Node, tensor: Tensor) -> Tensor:
 
     def fixed(argument: object) -> object:
         if isinstance(argument, Ref):
-            return tracer.fixed[tracer.graph.by_name[argument.name].args[0]]
+            source = tracer.graph.by_name[argument.name]
+            while source.op in SAME:
+                source = tracer.graph.by_name[source.args[0].name]
+            return tracer.fixed[source.args[0] if source.op == CONSTANT else ""]
         return [fixed(item) for item in argument] if isinstance(argument, (list, tuple)) else argument
 
+    if node.op in SAME:
+        return tensor
     if tracer.kind(node) == "shape":
         return tensor.reshape(node.shape or ())
     if tracer.kind(node) == "expand":
@@ -161,7 +178,7 @@ def _commutes(tracer: Tracer, numbered: _Numbers, node: Node, value: Value) -> b
         kept_after = there[(there == EVERYONE) | torch.isin(there, labels[keep])]
         try:
             found = _applied(tracer, node, cut + 1) - 1
-        except RuntimeError:
+        except (RuntimeError, KeyError):
             return False
         expected = kept_after.reshape([-1 if size > 1 else 1 for size in after.shape]) if after.numel() > 1 else kept_after[:1]
         if not torch.equal(filled(found).flatten(), filled(expected).flatten()):

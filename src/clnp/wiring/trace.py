@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import copy
+import traceback
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from clnp.errors import WiringError
+from clnp.inputs import parts
 from clnp.wiring.capture import capture
 from clnp.wiring.patterns import with_norms
+from clnp.wiring.prepare import copied, mode
 from clnp.wiring.settle import settle
 from clnp.wiring.tracer import Tracer
 
@@ -40,7 +43,7 @@ def trace(model: nn.Module, example: Inputs) -> Wiring:
     heads read 2 features
     """
     normed = weight_norms(model)
-    model = folded(model)
+    model = folded(model, example)
     graph = with_norms(capture(model, example))
     buffers: dict[str, Tensor] = {name: buffer.detach().cpu() for name, buffer in model.named_buffers()}
     fixed = {name: tensor for name, tensor in {**buffers, **graph.constants}.items() if not tensor.is_floating_point()}
@@ -63,8 +66,12 @@ def weight_norms(model: nn.Module) -> dict[str, int]:
     return found
 
 
-def folded(model: nn.Module) -> nn.Module:
+def folded(model: nn.Module, example: Inputs | None = None) -> nn.Module:
     """Return the network with weight norm folded into plain weights: a copy, or the network itself where it has none.
+
+    Args:
+        model: left as it was.
+        example: a batch; with it the message of a refusal says where the user's code calls the layer.
 
     Raises:
         WiringError: a weight is computed from parameters in another way (spectral norm, ...); the message names it.
@@ -73,28 +80,27 @@ def folded(model: nn.Module) -> nn.Module:
     for name, module in model.named_modules():
         hooks = [hook for hook in module._forward_pre_hooks.values() if type(hook).__module__.startswith("torch.nn.utils.")]  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
         for hook in hooks:
-            plain = _without(model, plain, name, getattr(hook, "name", "weight"), type(hook).__name__)
+            plain = _without(model, plain, name, getattr(hook, "name", "weight"), type(hook).__name__, example)
         if parametrize.is_parametrized(module):
             for tensor, steps in module.parametrizations.items():  # pyright: ignore[reportGeneralTypeIssues, reportCallIssue, reportAttributeAccessIssue]
                 for step in steps:
-                    plain = _without(model, plain, name, tensor, type(step).__name__)
+                    plain = _without(model, plain, name, tensor, type(step).__name__, example)
     return plain
 
 
-def _without(model: nn.Module, plain: nn.Module, path: str, tensor: str, kind: str) -> nn.Module:
+def _without(model: nn.Module, plain: nn.Module, path: str, tensor: str, kind: str, example: Inputs | None) -> nn.Module:
     """Fold one weight norm; refuse everything else."""
     if "WeightNorm" not in kind:
         module = model.get_submodule(path)
-        code = type(model).forward.__code__ if hasattr(type(model).forward, "__code__") else None
-        where = f" (used by {code.co_filename}:{code.co_firstlineno})" if code is not None else ""
+        where = "" if example is None else _caller(model, module, example)
         what = "spectral_norm" if "SpectralNorm" in kind else kind.lstrip("_")
         raise WiringError(
-            f"cannot isolate tasks in this network: {what} of '{tensor}' in {type(module).__name__} '{path or '(top level)'}'{where} "
+            f"cannot isolate tasks in this network: {what} of '{tensor}' at '{path or '(top level)'}'{where} "
             f"mixes all rows of the weight: a new task would move old rows. Remove it (torch.nn.utils.parametrize.remove_parametrizations), "
             f"or use weight_norm, which keeps rows apart."
         )
     if plain is model:
-        plain = copy.deepcopy(model)
+        plain = copied(model)
     module = plain.get_submodule(path)
     if parametrize.is_parametrized(module, tensor):
         parametrize.remove_parametrizations(module, tensor, leave_parametrized=True)
@@ -105,3 +111,22 @@ def _without(model: nn.Module, plain: nn.Module, path: str, tensor: str, kind: s
         delattr(module, tensor)
         module.register_parameter(tensor, nn.Parameter(weight, requires_grad=False))
     return plain
+
+
+def _caller(model: nn.Module, module: nn.Module, example: Inputs) -> str:
+    """Return the line of the user's code that calls a module, " (file.py:12: code)"."""
+    lines: list[str] = []
+
+    def look(*_: Any) -> None:
+        own = [frame for frame in traceback.extract_stack() if "/torch/" not in frame.filename and "/clnp/wiring/" not in frame.filename]
+        lines.append(f" ({own[-1].filename}:{own[-1].lineno}: {(own[-1].line or '').strip()})")
+
+    handle = module.register_forward_pre_hook(look)
+    try:
+        with mode(model, training=False), torch.no_grad():
+            model(*parts(example))
+    except Exception:  # noqa: BLE001  # the refusal itself is what the user must read
+        return ""
+    finally:
+        handle.remove()
+    return lines[0] if lines else ""

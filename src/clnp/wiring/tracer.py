@@ -12,10 +12,14 @@ from clnp.errors import WiringError
 from clnp.wiring.graph import CONSTANT, INPUT, OUTPUT, PARAMETER, Graph, Node, Ref, Size
 from clnp.wiring.labels import EVERYONE, compact, varying
 from clnp.wiring.rules import RULES, Rule, Value, unknown
-from clnp.wiring.rules.base import moved, refusal
+from clnp.wiring.rules.base import SAME, moved, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+
+PRODUCT = "multiplies units with each other, and all of them meet"
+"""Why an attention with a single head, or a matrix of channel by channel, is one unit."""
 
 
 @dataclass
@@ -62,9 +66,11 @@ class Tracer:
         self.operands: dict[str, Operand] = {}
         self.reads: list[tuple[str, str]] = []
         self.blocks: list[tuple[str, Tensor]] = []
+        self.direct_blocks: set[int] = set()
+        """Places in `blocks` of parameters that are used as plain tensors: they give a group its name only where nothing else does."""
         self.ties: list[tuple[Node, Tensor]] = []
         self.links: list[Tensor] = []
-        """All ties but lossy ones, and what parameters belong to."""
+        """What parameters belong to: nothing that a user would call a tie."""
         self.norms: list[tuple[Node, Tensor]] = []
         self.lost: list[tuple[Node, str, Tensor]] = []
         self.kinds: dict[str, str] = {}
@@ -84,18 +90,12 @@ class Tracer:
         self.blocks.append((node.module or node.name, labels))
         return labels
 
-    def tie(self, node: Node, a: Tensor, b: Tensor, *, lossy: bool = False) -> None:
-        """Declare that labels at the same position of `a` and `b` (broadcast) are one unit, because of `node`.
-
-        `lossy` says that they could have stayed apart, if `node` were another operation.
-        """
+    def tie(self, node: Node, a: Tensor, b: Tensor) -> None:
+        """Declare that labels at the same position of `a` and `b` (broadcast) are one unit, because of `node`."""
         a, b = torch.broadcast_tensors(a, b)
         different = (a != EVERYONE) & (b != EVERYONE) & (a != b)
         if bool(different.any()):
-            pairs = torch.unique(torch.stack([a[different], b[different]], 1), dim=0)
-            self.ties.append((node, pairs))
-            if not lossy:
-                self.links.append(pairs)
+            self.ties.append((node, torch.unique(torch.stack([a[different], b[different]], 1), dim=0)))
 
     def _link(self, a: Tensor, b: Tensor) -> None:
         """Tie positions of a parameter to units: nothing that a user would call a tie."""
@@ -117,7 +117,7 @@ class Tracer:
                 speaker = labels.amax(dim, keepdim=True)
                 if bool(((labels == EVERYONE) & (speaker != EVERYONE)).any()):
                     raise refusal(node, "mixes raw input with units.")
-                self.tie(node, labels, speaker, lossy=bool(lost))
+                self.tie(node, labels, speaker)
                 if lost:
                     self.lost.append((node, lost, labels.unique()))
                 labels = speaker
@@ -204,7 +204,9 @@ class Tracer:
         if stored.elements is None:
             n = torch.Size(stored.shape).numel()
             stored.elements = self.new(n).reshape(stored.shape)
-            self.blocks.append((str(value.parameter), stored.elements.flatten()))
+            self.direct_blocks.add(len(self.blocks))
+            path, _, last = str(value.parameter).rpartition(".")
+            self.blocks.append((path or last, stored.elements.flatten()))
             stored.initial, stored.deviation = initial, 0.02
         labels = stored.elements
         for move in value.moves:
@@ -217,6 +219,8 @@ class Tracer:
     def share(self, node: Node, values: Sequence[Value | None], initial: float | None = None) -> list[Value]:
         """Give whole parameters to one unit that every task reads: it is learned by the first task, and frozen after."""
         name = node.module or node.name
+        if not any(value is not None and value.is_parameter for value in values):
+            return []
         if name not in self.shared_by:
             self.shared_by[name] = self.new(1)
             self.blocks.append((name, self.shared_by[name]))
@@ -225,7 +229,7 @@ class Tracer:
             if value is not None and value.is_parameter:
                 plain = self.direct(node, value, initial)
                 self.tie(node, plain.labels, self.shared_by[name].reshape((1,) * plain.labels.dim()))
-                labels = torch.broadcast_to(self.shared_by[name], (1,) * len(value.shape))
+                labels = self.shared_by[name].reshape((1,) * len(value.shape))
                 self.values[value.node] = plain._replace(labels=labels)
                 found.append(self.values[value.node])
         if node.op == "aten.linear.default" or node.op.startswith("aten.conv") or "matmul" in node.op or "einsum" in node.op:
@@ -249,9 +253,13 @@ class Tracer:
         for value in read:
             if bool((value.labels == EVERYONE).any()) and not value.is_raw:
                 raise refusal(node, "mixes raw input with units.")
-        self.tie(node, units[:1], units, lossy=True)
+        self.tie(node, units[:1], units)
         self.lost.append((node, why, units))
         return units[:1].reshape(shape)
+
+    def multiplied(self, node: Node, labels: Sequence[Tensor]) -> None:
+        """Note that units were multiplied with each other: a loss, where in the end all of them are one unit."""
+        self.lost.append((node, PRODUCT, torch.cat([part.flatten() for part in labels]).unique()))
 
     def spread(self, value: Value, dims: Sequence[int | None]) -> Tensor:
         """Return a value's labels with its dimensions in another order; None is a dimension of size 1."""
@@ -272,7 +280,10 @@ class Tracer:
 
     def known(self, value: Value) -> Tensor | None:
         """Return the content of a fixed buffer; None for what is computed."""
-        return self.fixed.get(value.parameter or "") if not value.trainable else None
+        node = self.graph.by_name.get(value.node)
+        while node is not None and node.op in SAME:
+            node = self.graph.by_name[node.args[0].name]
+        return self.fixed.get(node.args[0]) if node is not None and node.op == CONSTANT else None
 
     def is_static(self, node: Node) -> bool:
         """Tell whether a node's arguments hold no size that changes with the input, and no tensor but the first."""

@@ -80,6 +80,7 @@ def product(tracer: Tracer, node: Node, values: list[Value], terms: list[str], o
         ranks = sorted(kept)
         shaped = shaped.permute([ranks.index(dim) for dim in order]).reshape(places)
         met.append(Value(shaped, node.shape or ()))
+    tracer.multiplied(node, [value.labels for value in values])
     return meet(tracer, node, met, len(output))
 
 
@@ -120,12 +121,13 @@ def attention(tracer: Tracer, node: Node, arguments: list[Any]) -> Labels:
         mask = tracer.plain(node, mask, heads[0].labels)
         lead = set(range(len(mask.shape) - 2))
         heads.append(mask._replace(labels=tracer.only_along(node, mask, lead)))
+    tracer.multiplied(node, [value.labels for value in (q, k, v)])
     return meet(tracer, node, heads, n)
 
 
-def _reduced(node: Node, place: int, n: int) -> set[int]:
+def _reduced(node: Node, place: int, n: int, default: Any = None) -> set[int]:
     """Return the dimensions that an operation reduces."""
-    dims = node.args[place] if len(node.args) > place else node.kwargs.get("dim")
+    dims = node.args[place] if len(node.args) > place else node.kwargs.get("dim", default)
     if dims is None or dims == []:
         return set(range(n))
     return {dim % n for dim in ([dims] if isinstance(dims, int) else dims)}
@@ -155,7 +157,7 @@ def along_dim(place: int) -> Any:
         """Run along a dimension: whatever units lie along it are merged."""
         value = tracer.plain(node, arguments[0])
         n = len(value.shape)
-        dims = _reduced(node, place, n)
+        dims = _reduced(node, place, n, -1)
         tracer.refuse_batch(node, value, dims, "runs along the examples of a batch")
         return tracer.only_along(node, value, set(range(n)) - dims, lost="mixes units without a weight")
 

@@ -198,7 +198,9 @@ def test_with_buffers_there_is_nothing_for_an_optimizer(traced):
 def test_chosen_values_are_returned_as_a_tuple(traced):
     model, wiring = traced("mlp")
     keep = random_units("mlp", 2)
-    reads = [wiring.reads["2.weight"], wiring.reads["5.weight"]]
+    reads = [
+        next(source for weight, source in wiring.reads if wiring.operands[weight].parameter == name) for name in ("2.weight", "5.weight")
+    ]
     x = torch.randn(3, *shape_of("mlp"))
     raw, hidden = narrow(wiring, state_of(model), wiring.join(keep), outputs=reads)(x)
     assert torch.equal(raw, x.flatten(1))

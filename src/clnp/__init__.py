@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from clnp.importance import CRITERIA
     from clnp.learner import Learner
     from clnp.records import GroupCapacity, LearnResult
+    from clnp.wider import widen
 
 __version__ = "0.1.0"
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "TaskError",
     "TrainingError",
     "WiringError",
+    "widen",
     "wiring",
 ]
 
@@ -67,6 +69,7 @@ _HOMES = {
     "importance": ("CRITERIA",),
     "learner": ("Learner",),
     "records": ("GroupCapacity", "LearnResult"),
+    "wider": ("widen",),
 }
 
 

@@ -89,6 +89,21 @@ def which(place: int, n: int) -> str:
     return "x" if n == 1 else f"input {place + 1} of {n}"
 
 
+def check_forms(expected: Forms, x: Inputs, doing: str) -> None:
+    """Check that inputs look as a network wants them.
+
+    Raises:
+        DataError: their number, shape or dtype is another one.
+    """
+    check_inputs(x, len(expected), doing)
+    for place, (form, found) in enumerate(zip(expected, forms(x), strict=True)):
+        if not form.fits(found.shape) or form.dtype != found.dtype:
+            where = f" in {which(place, len(expected))}" if len(expected) > 1 else ""
+            raise DataError(
+                f"{doing}: expected examples of shape {form.shape} and {form.dtype}, found {found.shape} and {found.dtype}{where}."
+            )
+
+
 def check_inputs(x: Any, n: int | None, doing: str) -> None:
     """Check that something is one tensor, or a tuple of n tensors with as many examples each.
 

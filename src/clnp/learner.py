@@ -16,15 +16,16 @@ from clnp.config import LearnConfig
 from clnp.errors import DataError, TaskError, WiringError, first_line
 from clnp.export import ExportResult, Format, export
 from clnp.forecast import Forecast, forecast
-from clnp.inputs import Inputs, check_inputs, forms, parts, which
-from clnp.isolation import norm_parts, severed
+from clnp.inputs import Inputs, check_forms, check_inputs, forms, parts
+from clnp.isolation import norm_parts
 from clnp.narrow import check_narrowing, narrow
-from clnp.pruning import Pruned, Trial, prune
+from clnp.pruning import Pruned, Trial, prune, settled
 from clnp.records import GroupCapacity, LearnResult, TaskRecord
 from clnp.room import room
 from clnp.sources import Source, open_data
-from clnp.split import Head, SplitNetwork, initialise_, split
+from clnp.split import Head, initialise_, split
 from clnp.training import Progress, check_device, n_correct, threads
+from clnp.wider import widen_
 from clnp.wiring import Wiring, folded, trace, without_head
 
 if TYPE_CHECKING:
@@ -88,6 +89,9 @@ class Learner:
         self._allocation = Allocation.empty({group.name: group.n_units for group in self.wiring.groups})
         self._records: dict[str, TaskRecord] = {}
         self._predictors: dict[str, nn.Module] = {}
+        self._graph = self.wiring.graph.hash
+        self._widened: list[dict[str, int]] = []
+        self._features = [torch.arange(len(self.wiring.features))]  # where the features of each width lie among those of today
         check_narrowing(self.wiring, self._state, trunk, example_input)
 
     # ---- what is known
@@ -162,14 +166,7 @@ class Learner:
             DataError: x has another number of inputs, another shape or dtype than the example input.
         """
         predictor = self._predictor(task)
-        n = len(self._forms)
-        check_inputs(x, n, f"cannot predict task '{task}'")
-        for place, (expected, found) in enumerate(zip(self._forms, forms(x), strict=True)):
-            if not expected.fits(found.shape) or expected.dtype != found.dtype:
-                raise DataError(
-                    f"cannot predict task '{task}': expected examples of shape {expected.shape} and {expected.dtype}, "
-                    f"found {found.shape} and {found.dtype}" + (f" in {which(place, n)}." if n > 1 else ".")
-                )
+        check_forms(self._forms, x, f"cannot predict task '{task}'")
         try:
             return predictor(*parts(x))
         except RuntimeError as error:
@@ -319,7 +316,8 @@ class Learner:
         trial.tell("commit", 0)
         n = len(trial.data.validation)
         for network in (pruned.network, pruned.unpruned):
-            state, head, needed = self._settle(trial, network)
+            state, head = settled(trial, network)
+            needed = network.visible
             norms = [*trial.norms, (network.pool_units, needed)]
             predictor = narrow(self.wiring, state, needed, norms=norms, head=(head.weight.cpu(), head.bias.cpu())).eval()
             correct = n_correct(predictor, trial.data.validation)
@@ -330,7 +328,9 @@ class Learner:
         allocation = self._allocation.commit(trial.task, self.wiring.split(needed))
         weight = heads.own_columns(self.wiring, allocation, trial.task, head)
         self._state, self._allocation = state, allocation
-        self._records[trial.task] = TaskRecord(trial.data.n_classes, trial.config.head, weight, head.bias.cpu(), trial.config.private)
+        self._records[trial.task] = TaskRecord(
+            trial.data.n_classes, trial.config.head, weight, head.bias.cpu(), trial.config.private, len(self._widened)
+        )
         groups = [group.name for group in self.wiring.groups if not group.shared]
         return LearnResult(
             task=trial.task,
@@ -346,20 +346,6 @@ class Learner:
             notices=tuple(trial.notices),
         )
 
-    def _settle(self, trial: Trial, network: SplitNetwork) -> tuple[dict[str, Tensor], Head, Tensor]:
-        """Return full-width tensors with the network's rows in place and its interference weights severed, and its units."""
-        state = {name: tensor.clone() for name, tensor in trial.state.items()}
-        head = Head(trial.head.weight.clone(), trial.head.bias.clone(), trial.head.shared)
-        network.write(state, head)
-        needed = network.visible
-        owner = torch.where(network.pool_units, len(self.tasks), trial.owner)
-        everyone_needs = torch.cat([trial.needed, needed[None]])
-        for name, labels in self.wiring.parameters.items():
-            if labels.columns is not None:
-                matrix = labels.matrix(state[name])
-                matrix[severed(owner, everyone_needs, labels.rows, labels.columns).to(matrix.device)] = 0
-        return {name: tensor.cpu() for name, tensor in state.items()}, head, needed
-
     # ---- on disk
 
     def save(self, directory: str | PathLike[str]) -> None:
@@ -371,13 +357,16 @@ class Learner:
         units = self.wiring.parameters
         constants = {name: tensor for name, tensor in self._state.items() if name not in units}
         description = store.Description(
-            graph=self.wiring.graph.hash,
+            graph=self._graph,
             groups=self._allocation.n_units,
+            widened=self._widened,
             seed=self.seed,
             head=self._head_path,
             **store.described(self._forms),
         )
-        store.write(directory, self.wiring, self._state, description, store.Stored(constants, self._allocation, self._records, {}))
+        # A head is written as wide as it was when its task was learned: its file is never written again.
+        records = {task: replace(record, weight=record.weight[:, self._features[record.width]]) for task, record in self._records.items()}
+        store.write(directory, self.wiring, self._state, description, store.Stored(constants, self._allocation, records, {}))
 
     @classmethod
     def load(cls, directory: str | PathLike[str], model: nn.Module) -> Learner:
@@ -392,10 +381,16 @@ class Learner:
         """
         description = store.describe(directory)
         learner = cls(model, description.example(), head=description.head, seed=description.seed)
-        stored = store.read(directory, learner.wiring)
+        for more in description.widened:
+            widen_(learner, more)
+        stored = store.read(directory, learner.wiring, learner._graph)
         store.restore_(learner.wiring, learner._state, stored)
         learner._allocation = stored.allocation
-        learner._records = dict(stored.records)
+        n_features = len(learner.wiring.features)
+        for task, record in stored.records.items():
+            weight = torch.zeros(len(record.weight), n_features)
+            weight[:, learner._features[record.width]] = record.weight
+            learner._records[task] = replace(record, weight=weight)
         return learner
 
     def __getstate__(self) -> dict[str, Any]:

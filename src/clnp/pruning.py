@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clnp.errors import TrainingError
 from clnp.importance import CRITERIA
-from clnp.isolation import closure, norm_parts
+from clnp.isolation import closure, norm_parts, severed
 from clnp.narrow import reaches
 from clnp.selection import Keep, allowed_loss, select
 from clnp.split import Head, SplitNetwork, split
@@ -258,3 +258,17 @@ def reestimate_(trial: Trial, network: SplitNetwork) -> None:
     """Estimate the pool's batch-norm statistics again, on the same examples as during selection."""
     if network.norms:
         estimate_norms_(network, trial.data.sample, trial.kept(network, "sample"))
+
+
+def settled(trial: Trial, network: SplitNetwork) -> tuple[dict[str, Tensor], Head]:
+    """Return full-width tensors with a trained network's rows in place and its interference weights severed, and its head."""
+    state = {name: tensor.clone() for name, tensor in trial.state.items()}
+    head = Head(trial.head.weight.clone(), trial.head.bias.clone(), trial.head.shared)
+    network.write(state, head)
+    owner = torch.where(network.pool_units, len(trial.needed), trial.owner)
+    everyone_needs = torch.cat([trial.needed, network.visible[None]])
+    for name, labels in trial.wiring.parameters.items():
+        if labels.columns is not None:
+            matrix = labels.matrix(state[name])
+            matrix[severed(owner, everyone_needs, labels.rows, labels.columns).to(matrix.device)] = 0
+    return {name: tensor.cpu() for name, tensor in state.items()}, head

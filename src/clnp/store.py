@@ -53,6 +53,11 @@ class TaskEntry(_Strict):
     n_classes: int
     head: str
     private: bool
+    width: int = 0
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in fields(self).items() if key != "width" or value}
 
 
 class InputEntry(_Strict):
@@ -76,6 +81,8 @@ class Description(_Strict):
     shape: list[int]
     dtype: str
     more_inputs: list[InputEntry] = []
+    widened: list[dict[str, int]] = []
+    """Units that were added to the model's own, group by group, each time that it was widened."""
     constants: str = ""
     tasks: list[TaskEntry] = []
     format: int = 1
@@ -83,7 +90,7 @@ class Description(_Strict):
 
     @model_serializer(mode="wrap")
     def _without_nothing(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in fields(self).items() if key != "more_inputs" or value}
+        return {key: value for key, value in fields(self).items() if key not in ("more_inputs", "widened") or value}
 
     @property
     def inputs(self) -> tuple[InputEntry, ...]:
@@ -103,7 +110,7 @@ class Description(_Strict):
 def zeros(forms: Sequence[Form]) -> Inputs:
     """Return an input of a network, (2, ...), or a tuple of them."""
     found = tuple(torch.zeros(2, *form.shape, dtype=form.dtype) for form in forms)
-    return found if len(found) > 1 else found[0]
+    return found if len(forms) > 1 else found[0]  # pyright: ignore[reportGeneralTypeIssues]
 
 
 def described(forms: Forms) -> dict[str, Any]:
@@ -145,7 +152,15 @@ def write(directory: str | PathLike[str], wiring: Wiring, state: Mapping[str, Te
         name = f"{number:03d}.safetensors"
         files[path / TASKS / name] = content
         entries.append(
-            TaskEntry(name=task, file=name, sha256=_sha256(content), n_classes=record.n_classes, head=record.head, private=record.private)
+            TaskEntry(
+                name=task,
+                file=name,
+                sha256=_sha256(content),
+                n_classes=record.n_classes,
+                head=record.head,
+                private=record.private,
+                width=record.width,
+            )
         )
     constants = save({name: tensor.contiguous() for name, tensor in stored.constants.items()})
     description = description.model_copy(update={"constants": _sha256(constants), "tasks": entries}).sealed()
@@ -177,8 +192,13 @@ def _tensors(wiring: Wiring, state: Mapping[str, Tensor], allocation: Allocation
     return tensors
 
 
-def read(directory: str | PathLike[str], wiring: Wiring) -> Stored:
+def read(directory: str | PathLike[str], wiring: Wiring, graph: str | None = None) -> Stored:
     """Read a learner and verify it: hashes, the network, shapes, finiteness.
+
+    Args:
+        directory: that `write` wrote.
+        wiring: of the network, as wide as it was when it was written.
+        graph: the hash of the network as its code makes it; None takes that of `wiring`.
 
     Raises:
         StoreError: the directory is missing, damaged, or of another network; the message names the file.
@@ -186,7 +206,7 @@ def read(directory: str | PathLike[str], wiring: Wiring) -> Stored:
     path = Path(directory)
     description = describe(path)
     groups = {group.name: group.n_units for group in wiring.groups}
-    if description.graph != wiring.graph.hash or description.groups != groups:
+    if description.graph != (graph or wiring.graph.hash) or description.groups != groups:
         raise StoreError(
             f"cannot load '{path}': it was made with another network. Expected groups {description.groups}, found {groups}. "
             f"Pass the network that it was made with."
@@ -204,7 +224,9 @@ def read(directory: str | PathLike[str], wiring: Wiring) -> Stored:
             needed[group.name] = torch.zeros(group.n_units, dtype=torch.bool)
             needed[group.name][tensors[f"needed/{group.name}"]] = True
         allocation = allocation.commit(entry.name, needed)
-        records[entry.name] = TaskRecord(entry.n_classes, entry.head, tensors["head.weight"], tensors["head.bias"], entry.private)
+        records[entry.name] = TaskRecord(
+            entry.n_classes, entry.head, tensors["head.weight"], tensors["head.bias"], entry.private, entry.width
+        )
         rows[entry.name] = {name: tensors[f"rows/{name}"] for name in wiring.parameters}
     return Stored(constants, allocation, records, rows)
 

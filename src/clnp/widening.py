@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from clnp.allocation import FREE, Allocation
 from clnp.errors import WiringError
 from clnp.wiring import Node, ParameterLabels, Ref, Size, Wiring
 from clnp.wiring.labels import varying
@@ -217,6 +218,16 @@ class Widening:
             tensor = tensor.index_select(labels.column_dim, columns.origin)
             self._labels(labels).matrix(tensor)[:, columns.copy > 0] = 0
         return tensor.contiguous()
+
+    def allocation(self, allocation: Allocation) -> Allocation:
+        """Return who owns what in the wider network: the new units are free, and nobody needs them."""
+        more = {group.name: group.n_units - len(allocation.owner[group.name]) for group in self.groups}
+
+        def grown(units: Mapping[str, Tensor], fill: int) -> dict[str, Tensor]:
+            return {group: torch.cat([old, torch.full((more[group],), fill, dtype=old.dtype)]) for group, old in units.items()}
+
+        needed = {task: grown(units, 0) for task, units in allocation.needed.items()}
+        return Allocation(allocation.tasks, grown(allocation.owner, FREE), needed)
 
     @property
     def features(self) -> Tensor:

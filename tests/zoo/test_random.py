@@ -174,7 +174,7 @@ def check_split(entry, wiring, model, seed, generator):
     assert all(bool(gradient.isfinite().all()) for gradient in gradients)
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     before = {name: tensor.clone() for name, tensor in state.items()}
     network.eval().write(state, head)
     for name, labels in wiring.parameters.items():
@@ -207,9 +207,8 @@ def check(plan, n_seeds=N_SEEDS):
     found = ["checked"]
     state = oracle.tensors_of(model) | dict(wiring.graph.constants)
     check_narrowing(wiring, state, model, example)
-    for seed in range(n_seeds):
-        if wiring.n_units:
-            found.append("depends" if check_isolation(entry, wiring, seed) else "depends on nothing")
+    seeds = range(n_seeds) if wiring.n_units else ()
+    found += ["depends" if check_isolation(entry, wiring, seed) else "depends on nothing" for seed in seeds]
     generator = torch.Generator().manual_seed(7)
     stirred = oracle.plain(entry)
     oracle.stir_(stirred, wiring, generator)

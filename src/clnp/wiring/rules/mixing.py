@@ -119,7 +119,7 @@ def attention(tracer: Tracer, node: Node, arguments: list[Any]) -> Labels:
             labels = labels.repeat_interleave(q.shape[n - 3] // value.shape[n - 3], n - 3)
         heads.append(Value(labels, q.shape))
     if mask is not None:
-        mask = tracer.plain(node, mask, heads[0].labels)
+        mask = tracer.plain(node, mask)
         lead = set(range(len(mask.shape) - 2))
         heads.append(mask._replace(labels=tracer.only_along(node, mask, lead)))
     tracer.multiplied(node, [value.labels for value in (q, k, v)])

@@ -187,7 +187,11 @@ def test_every_parameter_is_labelled(name):
     assert {key for key, _ in unfolded(CASES[name], model).named_parameters()} <= set(wiring.parameters)
 
 
-@pytest.mark.parametrize("name", CASES)
+# A third of them in the fast suite, all of them in the slow one.
+NARROWED = [name if place % 3 == 0 else pytest.param(name, marks=pytest.mark.slow) for place, name in enumerate(CASES)]
+
+
+@pytest.mark.parametrize("name", NARROWED)
 def test_a_narrowed_network_is_the_whole_one_without_the_other_units(name):
     case = CASES[name]
     model, wiring = traced(name)

@@ -42,7 +42,7 @@ ROWS = {
     **{op: truth(lambda h, op=op: getattr(aten, op).default(h)) for op in ("isnan", "isinf", "isfinite")},
     **{op: lambda h, op=op: getattr(torch, op)(torch.tanh(h)) for op in ("acos", "asin", "atan", "tan", "cosh", "sinh", "erfc", "exp2")},
     **{op: lambda h, op=op: getattr(torch, op)(3 * h) for op in ("ceil", "floor", "round")},
-    "conj": lambda h: aten.conj.default(h),
+    "conj": aten.conj.default,
     "log2": lambda h: torch.log2(h.abs() + 1),
     "hypot": lambda h: torch.hypot(h, h + 1),
     "clamp_max": lambda h: h.clamp_max(0.1),
@@ -71,7 +71,7 @@ ROWS = {
     "to.other": lambda h: aten.to.other(h, torch.tanh(h)),
     "type_as": lambda h: aten.type_as.default(h, torch.tanh(h)),
     "_to_copy": lambda h: aten._to_copy.default(h, dtype=torch.float32),
-    "lift_fresh_copy": lambda h: aten.lift_fresh_copy.default(h),
+    "lift_fresh_copy": aten.lift_fresh_copy.default,
     # tensors that the code makes itself
     "arange": lambda h: h + torch.arange(5),
     "arange.start": lambda h: h + torch.arange(1, 6),

@@ -10,14 +10,17 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
+from typer.testing import CliRunner
 
 import clnp
 import clnp.sources
-from clnp import experiment, store, training
+from clnp import cli, experiment, store, training
+from clnp.benchmarks import BENCHMARKS
 from clnp.data.task import Task
 from clnp.errors import DataError, StoreError
 from clnp.inputs import Form, cut, forms, join, length, parts, take, to_device
 from clnp.methods import METHODS
+from clnp.models import MODELS
 from clnp.seeds import generator
 from clnp.sources import StreamExamples, TensorExamples, check, examples, in_memory, open_data
 
@@ -314,6 +317,23 @@ def test_an_experiment_tests_on_all_inputs_in_batches_of_one_size(monkeypatch):
     expected = float((Echo()((numbers, words)).argmax(1) == y).float().mean())
     assert experiment.accuracy(types.SimpleNamespace(predict=predict), tasks()[0]) == pytest.approx(expected)
     assert sizes == [[100, 100], [100, 100], [40, 40]]
+
+
+def test_the_builder_of_a_network_is_given_the_shape_of_every_input(monkeypatch):
+    shapes = []
+
+    def build(*given):
+        shapes.append(given)
+        return network()
+
+    monkeypatch.setitem(MODELS, "two", build)
+    monkeypatch.setitem(BENCHMARKS, "pairs", types.SimpleNamespace(model="two", tasks=lambda data, seed, n: tasks()[:n]))
+    experiment.build_trunk(types.SimpleNamespace(seed=0, model="two"), X)
+    found = CliRunner().invoke(cli.app, ["inspect", "pairs"])
+    assert shapes == [((6,), (2,))] * 2
+    assert found.exit_code == 0
+    assert "two, for examples of shape (6,), (2,)" in found.output
+    assert "numbers: 32 units" in found.output
 
 
 @pytest.mark.parametrize("name", ["finetune", "single", pytest.param("clnp", marks=needs_core)])

@@ -274,6 +274,36 @@ def export(
 
 
 @app.command()
+def widen(
+    directory: Annotated[Path, typer.Argument(help="A run directory of method clnp.")],
+    more: Annotated[list[str] | None, typer.Argument(metavar="GROUP=UNITS...", help="How many units are added to which group.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")] = False,
+) -> None:
+    """Add free units to groups of a run's network; what it has learned does not change. Without GROUP=UNITS: list the groups."""
+    wanted: dict[str, int] = {}
+    for pair in more or []:
+        group, equals, number = pair.rpartition("=")
+        if not equals or not group or not number.isascii() or not number.isdigit():
+            raise ConfigError(f"cannot widen by '{pair}': expected GROUP=UNITS, for example {group or pair}=16.")
+        wanted[group] = int(number)
+    from clnp import experiment
+
+    if not wanted:
+        units = experiment.load_learner(directory)[0].capacity()
+        for name, row in sorted(units.items(), key=lambda item: item[1].free / item[1].n_units):
+            typer.echo(f"{name}: {row.free} of {row.n_units} units free")
+        typer.echo(f"to add units: clnp widen {shlex.quote(str(directory))} GROUP=UNITS")
+        return
+    event = experiment.widen(directory, wanted)
+    if as_json:
+        typer.echo(json.dumps(event, indent=2))
+        return
+    for name in wanted:
+        typer.echo(f"{name}: {event['free'][name]} of {event['groups'][name]} units free")
+    typer.echo("every task learned so far answers as before, bit for bit")
+
+
+@app.command()
 def inspect(
     name: Annotated[str, typer.Argument(help="A benchmark or a model from `clnp list`.")],
     model: Annotated[str | None, typer.Option("--model", help="The network to look at, with the benchmark's data.")] = None,

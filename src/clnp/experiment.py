@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import platform
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from clnp import __version__, metrics, rundir, seeds, store, training
+from clnp import __version__, metrics, rundir, seeds, store, training, wider
 from clnp.benchmarks import BENCHMARKS
 from clnp.config import LearnConfig
 from clnp.errors import ConfigError, StoreError, first_line
@@ -260,6 +260,38 @@ def export(out: Path, task: str, *, to: Format | None = None, file: Path | None 
         file = out / f"task-{index:03d}.{to}"
     x, _ = BENCHMARKS[config.benchmark].tasks(data, config.seed, config.n_tasks)[index].test
     return learner.export(file, task=task, to=to, inputs=x)
+
+
+def widen(out: Path, more: Mapping[str, int]) -> Json:
+    """Give the network of a run more free units; old predictors stay what they are, and the run goes on in the wider network.
+
+    Args:
+        out: the run directory.
+        more: group -> how many units are added.
+
+    Returns: the event that was written: the units of each group now, and the free ones.
+
+    Raises:
+        StoreError: as of `load_learner`, or another process is at work in the run.
+        WiringError: there is no such group, or the network's code does not allow it to be wider.
+    """
+    with rundir.locked(out):
+        learner, _ = load_learner(out)
+        learner = wider.widen(learner, more)
+        learner.save(out / rundir.MODEL)
+        capacity = {group: asdict(units) for group, units in learner.capacity().items()}
+        event = {
+            "event": "widened",
+            "added": dict(more),
+            "groups": {group: row["n_units"] for group, row in capacity.items()},
+            "free": {group: row["free"] for group, row in capacity.items()},
+        }
+        written = rundir.append_event(out, event)
+        summary = rundir.read_summary(out)
+        if summary is not None:
+            summary |= {"capacity": capacity, "forecast": asdict(learner.forecast())}
+            write_atomic(out / rundir.SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        return written
 
 
 def _start(config: RunConfig, tasks: Sequence[Task], method: Method, command: str) -> Json:

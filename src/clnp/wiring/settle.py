@@ -165,17 +165,16 @@ def _commutes(tracer: Tracer, numbered: _Numbers, node: Node, value: Value) -> b
     if not varying(before) or tracer.kind(node) in ("shape", "expand", "slice", "select"):
         return True  # their numbers are rewritten
     (dim,) = varying(before)
-    if tracer.kind(node) == "gather":  # positions are chosen: does that leave the units' own dimension alone?
-        line = torch.arange(source.shape[dim]).reshape([-1 if d == dim else 1 for d in range(len(source.shape))]).expand(source.shape)
-        found = compact(_applied(tracer, node, line))
-        return varying(found) == [dim] and torch.equal(found.flatten(), torch.arange(source.shape[dim])) and varying(after) == [dim]
+    if tracer.kind(node) == "gather":
+        return varying(after) == [dim] and _spares(tracer, node, source.shape, dim)
     labels = before.flatten()
     for keep in (labels != labels[0], labels == labels[-1]):
         if not bool(keep.any()):
             continue
         cut = before.expand(source.shape).index_select(dim, keep.nonzero()[:, 0])
         there = after.flatten()
-        kept_after = there[(there == EVERYONE) | torch.isin(there, labels[keep])]
+        put_in = (there == EVERYONE) & (labels != EVERYONE).all()  # zeros stay, whatever is left out
+        kept_after = there[put_in | torch.isin(there, labels[keep])]
         try:
             found = _applied(tracer, node, cut + 1) - 1
         except (RuntimeError, KeyError):
@@ -184,6 +183,18 @@ def _commutes(tracer: Tracer, numbered: _Numbers, node: Node, value: Value) -> b
         if not torch.equal(filled(found).flatten(), filled(expected).flatten()):
             return False
     return True
+
+
+def _spares(tracer: Tracer, node: Node, shape: tuple[int, ...], dim: int) -> bool:
+    """Tell whether a node that chooses positions leaves those along a dimension alone, however many there are."""
+    n = shape[dim]
+    line = torch.arange(n).reshape([-1 if d == dim else 1 for d in range(len(shape))]).expand(shape)
+    try:
+        all_of_them, fewer = (compact(_applied(tracer, node, part)) for part in (line, line.narrow(dim, 0, n - 1)))
+    except (RuntimeError, IndexError):
+        return False
+    alone = varying(all_of_them) == [dim] and torch.equal(all_of_them.flatten(), torch.arange(n))
+    return alone and torch.equal(fewer.flatten(), torch.arange(n - 1))
 
 
 def _gather(tracer: Tracer, numbered: _Numbers, node: Node, ragged: set[str]) -> Gather | None:

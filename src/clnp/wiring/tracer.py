@@ -236,9 +236,8 @@ class Tracer:
             self.kinds[node.name] = "plain"
         return found
 
-    def plain(self, node: Node, value: Value, others: Tensor | None = None) -> Value:
+    def plain(self, node: Node, value: Value) -> Value:
         """Return a value as a plain tensor: a parameter by its elements."""
-        del others
         return self.direct(node, value) if value.is_parameter else value
 
     def merge(self, node: Node, values: Sequence[Value | None], why: str) -> Tensor:

@@ -102,6 +102,12 @@ def refusal(node: Node, what: str) -> WiringError:
     return WiringError(f"cannot isolate tasks in this network: {node.op} at {node.place} {what}")
 
 
+def refuse_mixture(node: Node, value: Value) -> None:
+    """Refuse a shared parameter that reads raw input beside units: what it makes of raw input would be nobody's."""
+    if not value.is_raw and bool((value.labels == EVERYONE).any()):
+        raise refusal(node, "reads raw input beside units. Let it read them apart.")
+
+
 def concrete(argument: Any) -> Any:
     """Replace sizes by what they were when the network was traced."""
     if isinstance(argument, Size):

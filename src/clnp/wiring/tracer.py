@@ -309,9 +309,6 @@ class Tracer:
                 self.values[node.name] = Value(nobody, node.shape or (), node.name)
             else:
                 self._step(node)
-        output = self.values[self.graph.output]
-        if isinstance(output, Value) and output.is_parameter:
-            raise WiringError("cannot use this network as a trunk: its output is a parameter.")
 
     def _step(self, node: Node) -> None:
         found = RULES.get(node.op, Rule(unknown)).label(self, node, self._arguments(node))

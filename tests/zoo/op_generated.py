@@ -67,7 +67,7 @@ def _network(op: str, n: int, raw: bool) -> OpCase:
 
     def run(net: Any, x: Tensor) -> Tensor:
         values = [net.a(x), *([x[:, :3], x[:, 1:]] if raw else [net.a2(x), net.a(-x)])]
-        if op.startswith("aten.where."):
+        if op.startswith("aten.where.") and n > 1:
             values[:2] = values[1::-1]
         if op == "aten.masked_fill.Tensor":
             values[2:] = [net.fill]

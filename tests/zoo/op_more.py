@@ -34,11 +34,9 @@ MADE = {
     "new_full": ("aten.new_full.default", lambda h: h * h.new_full((1, 3), 2.0)),
     "zeros_like": ("aten.zeros_like.default", lambda h: torch.maximum(h, torch.zeros_like(h))),
     "full_like": ("aten.full_like.default", lambda h: h * torch.full_like(h, 2.0)),
-    "as another": ("aten.to.other", lambda h: h.mul(3).to(torch.ones(1, dtype=torch.int64)).float()),
+    "as another": ("aten.to.other", lambda h: aten.to.other(h.mul(3), torch.ones(1, dtype=torch.int64)).float()),
     "to a device": ("aten.to.device", lambda h: aten.to.device(h.mul(3), torch.device("cpu"), torch.int64).float()),
     "to a device by name": ("aten.to.dtype_layout", lambda h: aten.to.dtype_layout(h.mul(3), dtype=torch.int64, device="cpu").float()),
-    "concat with itself": ("aten.concat.default", lambda h: torch.concat([h[:, 2:], h[:, :2]], 1)),
-    "squeeze of everything": ("aten.squeeze.default", lambda h: h[:, None].squeeze()),
     "squeeze of what is no one": ("aten.squeeze.dim", lambda h: h.squeeze(1).exp()),
     "squeeze of what are no ones": ("aten.squeeze.dims", lambda h: h[:, :, None].squeeze((1, 2)).exp()),
 }
@@ -57,6 +55,10 @@ def with_raw(op, f, tie=(0, 1, 2)):
 
 SHAPES = {
     "movedim of several": vectors("aten.movedim.intlist", lambda h: h.movedim((1, 2), (2, 1)).flatten(1), each([0, 1, 2], 5), shape=TOKENS),
+    "concat of pieces": vectors("aten.concat.default", lambda h: torch.concat([h[:, 2:], h[:, :2]], 1), [2, 0, 1]),
+    "squeeze of everything": vectors(
+        "aten.squeeze.default", lambda n, h: h * n.p.exp().squeeze().flip(0), parts=lambda: {"p": parameter(1, 3, 1)}
+    ),
     "swapdims": vectors("aten.swapdims.default", lambda h: h.swapdims(1, 2).flatten(1), each([0, 1, 2], 5), shape=TOKENS),
     "view_as": with_raw("aten.view_as.default", lambda h, x: h[:, None].view_as(x[:, :3])),
     "reshape_as": with_raw("aten.reshape_as.default", lambda h, x: h[:, None].reshape_as(x[:, 1:])),

@@ -167,7 +167,11 @@ def _commutes(tracer: Tracer, numbered: _Numbers, node: Node, value: Value) -> b
     (dim,) = varying(before)
     if tracer.kind(node) == "gather":  # positions are chosen: does that leave the units' own dimension alone?
         line = torch.arange(source.shape[dim]).reshape([-1 if d == dim else 1 for d in range(len(source.shape))]).expand(source.shape)
-        found = compact(_applied(tracer, node, line))
+        try:
+            found = compact(_applied(tracer, node, line))
+        except KeyError:  # an index that is computed: it may choose among positions, and `index` saw to it that it does not among units
+            chosen = node.args[1]
+            return dim != chosen % len(source.shape) if isinstance(chosen, int) else dim >= len(chosen) or chosen[dim] is None
         return varying(found) == [dim] and torch.equal(found.flatten(), torch.arange(source.shape[dim])) and varying(after) == [dim]
     labels = before.flatten()
     for keep in (labels != labels[0], labels == labels[-1]):

@@ -17,8 +17,8 @@ from clnp.wiring.rules.mixing import unknown
 __all__ = ["RULES", "Kind", "LabelRule", "Labels", "Rule", "Value", "register", "tensors", "unknown"]
 
 _POINTWISE = (
-    "relu relu6 gelu silu mish elu celu selu leaky_relu hardtanh hardswish hardsigmoid tanh sigmoid softplus softsign log_sigmoid hardshrink "
-    "softshrink tanhshrink threshold add.Tensor sub.Tensor rsub.Scalar rsub.Tensor mul.Tensor div.Tensor div.Tensor_mode add.Scalar sub.Scalar mul.Scalar "
+    "relu relu6 gelu silu mish elu celu selu leaky_relu hardtanh hardswish hardsigmoid tanh sigmoid softplus log_sigmoid hardshrink "
+    "softshrink threshold add.Tensor sub.Tensor rsub.Scalar rsub.Tensor mul.Tensor div.Tensor div.Tensor_mode add.Scalar sub.Scalar mul.Scalar "
     "div.Scalar neg exp exp2 expm1 log log2 log1p abs sqrt rsqrt reciprocal square sin cos tan atan asin acos sinh cosh erf erfc sign floor ceil round "
     "clamp clamp.Tensor clamp_min clamp_max pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar "
     "where.self where.ScalarOther where.ScalarSelf where.Scalar masked_fill.Scalar masked_fill.Tensor maximum minimum "

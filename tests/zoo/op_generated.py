@@ -20,8 +20,28 @@ if TYPE_CHECKING:
 
 _BOOLEAN = ("logical_", "bitwise_", "__and__", "__or__")
 _EQUAL = ("eq.", "ne.")
-_POSITIVE = ("sqrt", "rsqrt", "log.", "log2", "log1p", "reciprocal", "pow.", "asin", "acos", "div.", "addcdiv", "floor_divide", "remainder", "fmod")
-_SCALARS: dict[str, tuple[Any, ...]] = {"threshold": (0.1, -0.5), "clamp.default": (-0.3, 0.4), "hardtanh": (-0.3, 0.4), "where.Scalar": (0.5, 2.0)}
+_POSITIVE = (
+    "sqrt",
+    "rsqrt",
+    "log.",
+    "log2",
+    "log1p",
+    "reciprocal",
+    "pow.",
+    "asin",
+    "acos",
+    "div.",
+    "addcdiv",
+    "floor_divide",
+    "remainder",
+    "fmod",
+)
+_SCALARS: dict[str, tuple[Any, ...]] = {
+    "threshold": (0.1, -0.5),
+    "clamp.default": (-0.3, 0.4),
+    "hardtanh": (-0.3, 0.4),
+    "where.Scalar": (0.5, 2.0),
+}
 
 
 def tensors_of(op: str) -> int:
@@ -99,5 +119,3 @@ def generated(known: Collection[str]) -> dict[str, OpCase]:
 def plain_name(op: str) -> str:
     """Return the name of an operation that does not work in place."""
     return re.sub(r"(?<=[a-z0-9])_\.", ".", op, count=1)
-
-

@@ -20,8 +20,14 @@ ALONG_TOKENS = {
     "cummin over tokens": ("aten.cummin.default", lambda h: torch.cummin(h, 1).values),
     "logcumsumexp over tokens": ("aten.logcumsumexp.default", lambda h: h.logcumsumexp(1)),
     "argsort over tokens": ("aten.argsort.default", lambda h: h * h.argsort(1)),
-    "tokens of a lower triangle": ("aten.tril_indices.default", lambda h: h[:, torch.tril_indices(3, 2)[0]] * h[:, torch.tril_indices(3, 2)[1]]),
-    "tokens of an upper triangle": ("aten.triu_indices.default", lambda h: h[:, torch.triu_indices(3, 2)[0]] * h[:, torch.triu_indices(3, 2)[1]]),
+    "tokens of a lower triangle": (
+        "aten.tril_indices.default",
+        lambda h: h[:, torch.tril_indices(3, 2)[0]] * h[:, torch.tril_indices(3, 2)[1]],
+    ),
+    "tokens of an upper triangle": (
+        "aten.triu_indices.default",
+        lambda h: h[:, torch.triu_indices(3, 2)[0]] * h[:, torch.triu_indices(3, 2)[1]],
+    ),
 }
 MADE = {
     "ones": ("aten.ones.default", lambda h: h + torch.ones(3)),
@@ -62,21 +68,29 @@ SHAPES = {
     "swapdims": vectors("aten.swapdims.default", lambda h: h.swapdims(1, 2).flatten(1), each([0, 1, 2], 5), shape=TOKENS),
     "view_as": with_raw("aten.view_as.default", lambda h, x: h[:, None].view_as(x[:, :3])),
     "reshape_as": with_raw("aten.reshape_as.default", lambda h, x: h[:, None].reshape_as(x[:, 1:])),
-    "expand_as raw input": with_raw("aten.expand_as.default", lambda h, x: h[:, None].expand_as(x[:, :3, None] * x[:, None, :3]).exp().mean(1)),
-    "constant_pad_nd of channels": with_raw("aten.constant_pad_nd.default", lambda h, x: aten.constant_pad_nd(h, [1, 2], 0.5), (R, 0, 1, 2, R, R)),
+    "expand_as raw input": with_raw(
+        "aten.expand_as.default", lambda h, x: h[:, None].expand_as(x[:, :3, None] * x[:, None, :3]).exp().mean(1)
+    ),
+    "constant_pad_nd of channels": with_raw(
+        "aten.constant_pad_nd.default", lambda h, x: aten.constant_pad_nd(h, [1, 2], 0.5), (R, 0, 1, 2, R, R)
+    ),
 }
 
 
 def padded(d):
     """Padding over d dimensions of positions."""
     return {
-        f"{kind}_pad{d}d": maps(f"aten.{kind}_pad{d}d.default", lambda h, kind=kind: getattr(aten, f"{kind}_pad{d}d")(h, [1, 2] * d), n_dims=d)
+        f"{kind}_pad{d}d": maps(
+            f"aten.{kind}_pad{d}d.default", lambda h, kind=kind: getattr(aten, f"{kind}_pad{d}d")(h, [1, 2] * d), n_dims=d
+        )
         for kind in ("reflection", "replication")
     }
 
 
 UPSAMPLING = {
-    "interpolate nearest-exact": maps("aten._upsample_nearest_exact2d.vec", lambda h: F.interpolate(h, scale_factor=1.5, mode="nearest-exact")),
+    "interpolate nearest-exact": maps(
+        "aten._upsample_nearest_exact2d.vec", lambda h: F.interpolate(h, scale_factor=1.5, mode="nearest-exact")
+    ),
     "interpolate without aliasing": maps(
         "aten._upsample_bilinear2d_aa.vec", lambda h: F.interpolate(h, scale_factor=0.5, mode="bilinear", antialias=True)
     ),
@@ -84,7 +98,12 @@ UPSAMPLING = {
 
 WHOLE = {
     f"{name} of a parameter": vectors(
-        f"aten.{name}.default", lambda n, h, name=name: h * getattr(n.p, name)(), [0] * 3, rows=[0] * 3, parts=lambda: {"p": parameter(4)}, merged=True
+        f"aten.{name}.default",
+        lambda n, h, name=name: h * getattr(n.p, name)(),
+        [0] * 3,
+        rows=[0] * 3,
+        parts=lambda: {"p": parameter(4)},
+        merged=True,
     )
     for name in ("mean", "sum", "max", "min")
 }

@@ -29,7 +29,7 @@ from clnp.wiring.rules import tensors
 from clnp.wiring.settle import settle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -264,7 +264,7 @@ def verdicts(op: str) -> list[Verdict]:
     return found
 
 
-def run(ops: list[str] | None = None, say: Callable[[str], Any] = lambda line: None) -> list[Verdict]:
+def run(ops: Sequence[str] | None = None, say: Callable[[str], Any] = lambda line: None) -> list[Verdict]:
     """Mutate the rules of operations, all of them by default."""
     found: list[Verdict] = []
     with warnings.catch_warnings():

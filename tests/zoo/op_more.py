@@ -30,6 +30,12 @@ ALONG_TOKENS = {
     ),
 }
 MADE = {
+    "zeros": ("aten.zeros.default", lambda h: torch.maximum(h, torch.zeros(3))),
+    "count from 0": ("aten.arange.default", lambda h: h * (torch.arange(3) + 1)),
+    "eye": ("aten.eye.default", lambda h: (h[:, None] * (torch.eye(3) + 1)).exp().mean(1)),
+    "new_zeros": ("aten.new_zeros.default", lambda h: torch.maximum(h, h.new_zeros(3))),
+    "numbers in the code": ("aten.lift_fresh_copy.default", lambda h: h * torch.tensor([0.5, 1.0, 2.0])),
+    "type of another": ("aten.type_as.default", lambda h: h.mul(3).type_as(torch.ones(1, dtype=torch.int64)).float()),
     "ones": ("aten.ones.default", lambda h: h + torch.ones(3)),
     "full": ("aten.full.default", lambda h: h * torch.full((1, 3), 2.0)),
     "count from 1": ("aten.arange.start", lambda h: h * torch.arange(1, 4)),

@@ -36,6 +36,13 @@ if TYPE_CHECKING:
 SAME_EVER = ("clone", "contiguous", "detach", "to.device", "lift_fresh_copy", "type_as")
 """Copies: in a network of one number format their value is their operand's."""
 
+IN_THE_PLACE_OF = {
+    "clnp.recurrent.default": ("aten.lstm.input", "aten.gru.input", "aten.rnn_tanh.input"),
+    "clnp.unit_norm.default": ("aten.rsqrt.default",),
+    "operator.getitem": ("aten.max.dim", "aten.sort.default", "aten.lstm.input"),
+}
+"""What the capture puts in the place of other operations, or beside them."""
+
 
 # ---- networks
 
@@ -79,7 +86,8 @@ def network(name: str) -> Network:
 
 def holders(op: str) -> Iterator[Network]:
     """Return the networks that hold an operation: those made for it, and others that are captured already; without any, all that do."""
-    first = [name for name, case in CASES.items() if plain_name(case.op) == op]
+    asked = IN_THE_PLACE_OF.get(op, (op,))
+    first = [name for name, case in CASES.items() if plain_name(case.op) in asked]
     for name in [*first, *(name for name in (_networks.copy() if first else CASES) if name not in first)]:
         found = network(name)
         if any(node.op == op for node in found.graph.nodes):
@@ -130,6 +138,7 @@ def _check_same(case: Any, found: Network, wiring: Wiring, keep: Tensor, parts: 
     read = torch.cat([parts[0][0], torch.tensor([True])]) if parts else keep
     reference, plain = whole(case, found.model, read), unfolded(case, found.model)
     state = {key: tensor for net in (found.model, plain) for key, tensor in (*net.named_parameters(), *net.named_buffers())}
+    state |= wiring.graph.constants
     if parts:  # the others are there, but severed
         state |= {key: tensor for key, tensor in reference.named_parameters() if key in state}
     x = batch_of(case, 5)

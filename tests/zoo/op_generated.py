@@ -66,7 +66,7 @@ def call(op: str, values: list[Tensor]) -> Tensor:
         given[0] = given[0] > 0
     if name.startswith("masked_fill."):
         given[1] = given[1] > 0
-    scalars = list(next((found for start, found in _SCALARS.items() if name.startswith(start)), (1.0, 0.7, 0.3)))
+    scalars = list(next((found for start, found in _SCALARS.items() if name.startswith(start)), (0.7, 1.3, 0.3)))
     arguments: list[Any] = []
     named: dict[str, Any] = {"rounding_mode": "floor"} if name.endswith("_mode") else {}
     for argument in resolve(op)._schema.arguments:
@@ -78,7 +78,7 @@ def call(op: str, values: list[Tensor]) -> Tensor:
                 break
             arguments.append(given.pop(0))
         elif not argument.has_default_value() or name.startswith(tuple(_SCALARS)):
-            arguments.append(2.0 if name.startswith(("pow.", "remainder", "fmod", "mul.", "div.")) else scalars.pop(0))
+            arguments.append(2.0 if name.startswith(("pow.", "mul.", "div.")) else scalars.pop(0))
     return resolve(op)(*arguments, **named).to(torch.float32)
 
 

@@ -36,6 +36,8 @@ MADE = {
     "new_zeros": ("aten.new_zeros.default", lambda h: torch.maximum(h, h.new_zeros(3))),
     "numbers in the code": ("aten.lift_fresh_copy.default", lambda h: h * torch.tensor([0.5, 1.0, 2.0])),
     "type of another": ("aten.type_as.default", lambda h: h.mul(3).type_as(torch.ones(1, dtype=torch.int64)).float()),
+    "at least": ("aten.clamp_min.default", lambda h: h.clamp_min(0.1)),
+    "nan_to_num of nan": ("aten.nan_to_num.default", lambda h: h.log().nan_to_num(0.3)),
     "ones": ("aten.ones.default", lambda h: h + torch.ones(3)),
     "full": ("aten.full.default", lambda h: h * torch.full((1, 3), 2.0)),
     "count from 1": ("aten.arange.start", lambda h: h * torch.arange(1, 4)),

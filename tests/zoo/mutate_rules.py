@@ -38,7 +38,7 @@ SAME_EVER = ("clone", "contiguous", "detach", "to.device", "lift_fresh_copy", "t
 
 IN_THE_PLACE_OF = {
     "clnp.recurrent.default": ("aten.lstm.input", "aten.gru.input", "aten.rnn_tanh.input"),
-    "clnp.unit_norm.default": ("aten.rsqrt.default",),
+    "clnp.unit_norm.default": ("aten.pow.Tensor_Scalar",),
     "operator.getitem": ("aten.max.dim", "aten.sort.default", "aten.lstm.input"),
 }
 """What the capture puts in the place of other operations, or beside them."""

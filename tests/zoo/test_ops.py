@@ -198,7 +198,6 @@ def check_narrowed(case, model, wiring):
     plain = unfolded(case, model)
     state = {key: tensor for net in (model, plain) for key, tensor in (*net.named_parameters(), *net.named_buffers())}
     state |= wiring.graph.constants
-    state |= wiring.graph.constants
     for seed in range(SEEDS):
         keep = choice_of(case, seed)
         network, reference = narrow(wiring, state, keep[:-1]), whole(case, model, keep)

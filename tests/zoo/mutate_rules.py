@@ -56,7 +56,7 @@ class Network:
     graph: Any = None
     fixed: dict[str, Tensor] = field(default_factory=dict)
     without: list[int] = field(default_factory=list)
-    """Which groups can be left out altogether."""
+    """Which groups can be left out altogether; -1: all units but one of each group can."""
 
     def wiring(self) -> Wiring:
         tracer = Tracer(self.graph, self.fixed)
@@ -79,7 +79,7 @@ def network(name: str) -> Network:
         found = Network(name, model, graph, fixed)
         failure = check(found)
         assert failure is None, f"{name} fails with rules that are right: {failure}"
-        found.without = [place for place in range(len(case.groups)) if _failure(_check_without, found, place) is None]
+        found.without = [place for place in range(-1, len(case.groups)) if _failure(_check_without, found, place) is None]
         _networks[name] = found
     return _networks[name]
 
@@ -122,12 +122,14 @@ def _check_all(found: Network) -> None:
 
 
 def _check_without(found: Network, place: int, wiring: Wiring | None = None) -> None:
-    """Leave a group out: its branch is deleted."""
+    """Leave a group out, its branch is deleted; or with place -1 all units but the last of each group."""
     case = CASES[found.name]
     sizes = list(case.groups.values())
     keep = torch.ones(sum(sizes) + 1, dtype=torch.bool)
-    keep[sum(sizes[:place]) : sum(sizes[: place + 1])] = False
-    assert list(case.groups)[place] not in case.shared
+    for at, name in enumerate(case.groups):
+        if name not in case.shared and place in (at, -1):
+            keep[sum(sizes[:at]) : sum(sizes[: at + 1]) - (place == -1)] = False
+    assert place == -1 or list(case.groups)[place] not in case.shared
     assert all(keep[units].any() for _, units in case.norms.values())
     assert keep[case.features].any()
     _check_same(case, found, wiring or found.wiring(), keep, [])

@@ -69,6 +69,8 @@ def with_raw(op, f, tie=(0, 1, 2)):
 
 SHAPES = {
     "movedim of several": vectors("aten.movedim.intlist", lambda h: h.movedim((1, 2), (2, 1)).flatten(1), each([0, 1, 2], 5), shape=TOKENS),
+    "t of a parameter": vectors("aten.t.default", lambda n, h: h * n.p.exp().t(), parts=lambda: {"p": parameter(3, 1)}),
+    "T of a parameter": vectors("aten.numpy_T.default", lambda n, h: h * n.p.exp().T, parts=lambda: {"p": parameter(3, 1)}),
     "concat of pieces": vectors("aten.concat.default", lambda h: torch.concat([h[:, 2:], h[:, :2]], 1), [2, 0, 1]),
     "squeeze of everything": vectors(
         "aten.squeeze.default", lambda n, h: h * n.p.exp().squeeze().flip(0), parts=lambda: {"p": parameter(1, 3, 1)}

@@ -222,7 +222,7 @@ def equal(op: str, mutant: str) -> str | None:
     """Return why a mutant does what the rule does, where that can be proved; None where it cannot."""
     kind, name = RULES[op].kind, op.removeprefix("aten.")
     rule = RULES[op].label.__name__
-    if rule == "raw" and mutant in ("forgotten", "reversed", "merged"):
+    if (rule == "raw" or name == "lift_fresh_copy.default") and mutant in ("forgotten", "reversed", "merged"):
         return "its result belongs to no unit"
     if op in ("aten.mean.default", "aten.sum.default", "aten.max.default", "aten.min.default") and mutant in ("reversed", "merged"):
         return "its result is one number: it has no dimension to reverse, and its units are one"
@@ -233,6 +233,8 @@ def equal(op: str, mutant: str) -> str | None:
             return "there is no second tensor to cut"
         if name in ("flatten.using_ints", "unsqueeze.default"):
             return "its arguments hold no size"
+        if kind == "gather" or name == "narrow.default":
+            return "`settle` sees that units change their places, and writes the choice of positions itself"
         if name == "embedding.default":
             return "no number of groups, and indices are not cut"
     return None

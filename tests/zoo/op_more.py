@@ -71,9 +71,13 @@ SHAPES = {
     "movedim of several": vectors("aten.movedim.intlist", lambda h: h.movedim((1, 2), (2, 1)).flatten(1), each([0, 1, 2], 5), shape=TOKENS),
     "t of a parameter": vectors("aten.t.default", lambda n, h: h * n.p.exp().t(), parts=lambda: {"p": parameter(3, 1)}),
     "T of a parameter": vectors("aten.numpy_T.default", lambda n, h: h * n.p.exp().T, parts=lambda: {"p": parameter(3, 1)}),
+    "narrow of tokens": vectors("aten.narrow.default", lambda h: h.narrow(1, 1, 2).flatten(1), [0, 1, 2] * 2, shape=TOKENS),
+    "shuffled tokens": vectors(
+        "aten.channel_shuffle.default", lambda h: torch.channel_shuffle(h[:, :4], 2).flatten(1), [0, 1, 2] * 4, shape=TOKENS
+    ),
     "concat of pieces": vectors("aten.concat.default", lambda h: torch.concat([h[:, 2:], h[:, :2]], 1), [2, 0, 1]),
     "squeeze of everything": vectors(
-        "aten.squeeze.default", lambda n, h: h * n.p.exp().squeeze().flip(0), parts=lambda: {"p": parameter(1, 3, 1)}
+        "aten.squeeze.default", lambda n, h: h * n.p.exp().squeeze().permute(0), parts=lambda: {"p": parameter(1, 3, 1)}
     ),
     "swapdims": vectors("aten.swapdims.default", lambda h: h.swapdims(1, 2).flatten(1), each([0, 1, 2], 5), shape=TOKENS),
     "view_as": with_raw("aten.view_as.default", lambda h, x: h[:, None].view_as(x[:, :3])),

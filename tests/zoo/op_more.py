@@ -56,6 +56,13 @@ MADE = {
 }
 
 
+ONE = {"rows": [0] * 3, "merged": None}
+
+
+def table():
+    return {"t": torch.linspace(-1, 1, 6).view(3, 2)}
+
+
 def with_raw(op, f, tie=(0, 1, 2)):
     """Units and raw input of the same shape."""
     return OpCase(
@@ -74,6 +81,16 @@ SHAPES = {
     "narrow of tokens": vectors("aten.narrow.default", lambda h: h.narrow(1, 1, 2).flatten(1), [0, 1, 2] * 2, shape=TOKENS),
     "shuffled tokens": vectors(
         "aten.channel_shuffle.default", lambda h: torch.channel_shuffle(h[:, :4], 2).flatten(1), [0, 1, 2] * 4, shape=TOKENS
+    ),
+    "sort over tokens": vectors("aten.sort.default", lambda h: h.sort(1)[0].flatten(1), [0, 1, 2] * 5, shape=TOKENS),
+    "mm with a table": vectors("aten.mm.default", lambda n, h: torch.mm(h, n.t), [0] * 2, parts=table, **ONE),
+    "addmm with a table": vectors("aten.addmm.default", lambda n, h: torch.addmm(n.t[0], h, n.t), [0] * 2, parts=table, **ONE),
+    "prelu of raw channels": OpCase(
+        "aten.prelu.default",
+        lambda: Net(lambda n, x: n.b(n.n(x)), n=nn.PReLU(4), b=nn.Linear(4, 2)),
+        (4,),
+        {"n": 4, "b": 2},
+        {"n.weight": (span(0, 4), None), "b.weight": ([4, 5], span(0, 4))},
     ),
     "concat of pieces": vectors("aten.concat.default", lambda h: torch.concat([h[:, 2:], h[:, :2]], 1), [2, 0, 1]),
     "squeeze of everything": vectors(

@@ -191,6 +191,9 @@ def _spares(tracer: Tracer, node: Node, shape: tuple[int, ...], dim: int) -> boo
     line = torch.arange(n).reshape([-1 if d == dim else 1 for d in range(len(shape))]).expand(shape)
     try:
         all_of_them, fewer = (compact(_applied(tracer, node, part)) for part in (line, line.narrow(dim, 0, n - 1)))
+    except KeyError:  # an index that is computed: the rule saw to it that it does not choose units
+        chosen = node.args[1]
+        return dim != chosen % len(shape) if isinstance(chosen, int) else dim >= len(chosen) or chosen[dim] is None
     except (RuntimeError, IndexError):
         return False
     alone = varying(all_of_them) == [dim] and torch.equal(all_of_them.flatten(), torch.arange(n))

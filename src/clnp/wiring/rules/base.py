@@ -123,13 +123,11 @@ SAME = frozenset(
         "clone.default",
         "contiguous.default",
         "detach.default",
-        "alias.default",
         "to.dtype",
         "to.dtype_layout",
         "to.device",
         "to.other",
         "type_as.default",
-        "_to_copy.default",
         "lift_fresh_copy.default",
     ]
 )

@@ -162,7 +162,9 @@ def _pad(step: Step) -> Any:
     amounts[place : place + 2] = [0, 0]
     if value is not None and any(amounts):
         value = emitter.call(node, [value, *step.value([amounts, *node.args[2:]])], step.value(dict(node.kwargs)))
-    fill = float(node.args[3] if len(node.args) > 3 and node.args[3] is not None else node.kwargs.get("value") or 0.0)
+    place_of_fill = 2 if node.op == "aten.constant_pad_nd.default" else 3
+    given = node.args[place_of_fill] if len(node.args) > place_of_fill else node.kwargs.get("value")
+    fill = float(given or 0.0)
     sizes = step.sizes
 
     def beside(amount: int) -> list[Any]:

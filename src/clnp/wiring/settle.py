@@ -156,6 +156,17 @@ def _applied(tracer: Tracer, node: Node, tensor: Tensor) -> Tensor:
     return moved(Node(node.name, node.op, (node.args[0], *(fixed(argument) for argument in node.args[1:]))), tensor)
 
 
+def _keeps(tracer: Tracer, node: Node, source: Value, dim: int) -> bool:
+    """Tell whether a choice of positions leaves those along one dimension where they are."""
+    line = torch.arange(source.shape[dim]).reshape([-1 if d == dim else 1 for d in range(len(source.shape))]).expand(source.shape)
+    try:
+        found = compact(_applied(tracer, node, line))
+    except KeyError:  # an index that is computed: the rule saw to it that it does not choose units
+        chosen = node.args[1]
+        return dim != chosen % len(source.shape) if isinstance(chosen, int) else dim >= len(chosen) or chosen[dim] is None
+    return varying(found) == [dim] and torch.equal(found.flatten(), torch.arange(source.shape[dim]))
+
+
 def _commutes(tracer: Tracer, numbered: _Numbers, node: Node, value: Value) -> bool:
     """Tell whether leaving units out before an operation that only moves them is the same as leaving them out after it."""
     source = tracer.values[node.args[0].name]
@@ -166,9 +177,7 @@ def _commutes(tracer: Tracer, numbered: _Numbers, node: Node, value: Value) -> b
         return True  # their numbers are rewritten
     (dim,) = varying(before)
     if tracer.kind(node) == "gather":  # positions are chosen: does that leave the units' own dimension alone?
-        line = torch.arange(source.shape[dim]).reshape([-1 if d == dim else 1 for d in range(len(source.shape))]).expand(source.shape)
-        found = compact(_applied(tracer, node, line))
-        return varying(found) == [dim] and torch.equal(found.flatten(), torch.arange(source.shape[dim])) and varying(after) == [dim]
+        return _keeps(tracer, node, source, dim) and varying(after) == [dim]
     labels = before.flatten()
     for keep in (labels != labels[0], labels == labels[-1]):
         if not bool(keep.any()):

@@ -117,15 +117,12 @@ SAME = frozenset(
         "clone.default",
         "contiguous.default",
         "detach.default",
-        "alias.default",
         "to.dtype",
         "to.dtype_layout",
         "to.device",
         "to.other",
         "type_as.default",
-        "_to_copy.default",
         "lift_fresh_copy.default",
-        "float.default",
     ]
 )
 """Operations after which every element is where it was."""

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-SAME_EVER = ("clone", "contiguous", "detach", "to.device", "lift_fresh_copy", "type_as")
-"""Copies: in a network of one number format their value is their operand's."""
+SAME_EVER = ("clone", "contiguous", "detach", "lift_fresh_copy")
+"""Copies: their value is their operand's."""
 
 IN_THE_PLACE_OF = {
     "clnp.recurrent.default": ("aten.lstm.input", "aten.gru.input", "aten.rnn_tanh.input"),
@@ -88,6 +88,7 @@ def holders(op: str) -> Iterator[Network]:
     """Return the networks that hold an operation: those made for it, and others that are captured already; without any, all that do."""
     asked = IN_THE_PLACE_OF.get(op, (op,))
     first = [name for name, case in CASES.items() if plain_name(case.op) in asked]
+    first.sort(key=lambda name: not name.startswith("generated"))  # small, and raw input meets units there
     for name in [*first, *(name for name in (_networks.copy() if first else CASES) if name not in first)]:
         found = network(name)
         if any(node.op == op for node in found.graph.nodes):
@@ -233,7 +234,7 @@ def equal(op: str, mutant: str) -> str | None:
             return "there is no second tensor to cut"
         if name in ("flatten.using_ints", "unsqueeze.default"):
             return "its arguments hold no size"
-        if kind == "gather" or name == "narrow.default":
+        if name in ("narrow.default", "roll.default", "channel_shuffle.default"):  # numbers alone say what moves where
             return "`settle` sees that units change their places, and writes the choice of positions itself"
         if name == "embedding.default":
             return "no number of groups, and indices are not cut"

@@ -24,6 +24,7 @@ ALONG_TOKENS = {
         "aten.tril_indices.default",
         lambda h: h[:, torch.tril_indices(3, 2)[0]] * h[:, torch.tril_indices(3, 2)[1]],
     ),
+    "tokens that are counted": ("aten.index_select.default", lambda h: h.index_select(1, torch.tril_indices(3, 2)[0]).exp()),
     "tokens of an upper triangle": (
         "aten.triu_indices.default",
         lambda h: h[:, torch.triu_indices(3, 2)[0]] * h[:, torch.triu_indices(3, 2)[1]],

@@ -144,9 +144,7 @@ def _transposed(d: Drawing, shape: Shape, _: int) -> Step:
 
 
 def _pool(d: Drawing, shape: Shape, _: int) -> Step | None:
-    kind = d.one(
-        "max", "avg", "max-same", "avg-same", "adaptive", "nearest", "bilinear", "reflect", "pixel-shuffle", "pixel-unshuffle"
-    )
+    kind = d.one("max", "avg", "max-same", "avg-same", "adaptive", "nearest", "bilinear", "reflect", "pixel-shuffle", "pixel-unshuffle")
     even = all(size % 2 == 0 for size in shape[1:])
     fits = {
         "max": min(shape[1:]) > 1,

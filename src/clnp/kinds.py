@@ -351,6 +351,12 @@ def recurrent_layer(
     return emitter.run("flip.default", out, [1]) if reverse else out, last
 
 
+def nothing_read(emitter: Emitter, node: Node) -> fx.Node:
+    """Write the input of a recurrent layer that reads nothing but itself: zeros (B, T, 1)."""
+    sizes = [emitter.size(size or full) for size, full in zip(node.sizes[:2], (node.shape or ())[:2], strict=True)]
+    return emitter.run("full.default", [*sizes, 1], 0.0, device=emitter.device)
+
+
 def _recurrent(step: Step) -> tuple[Any, Any]:
     node, wiring = step.node, step.emitter.wiring
     kept = kept_positions(wiring, node.name, step.member)
@@ -359,8 +365,7 @@ def _recurrent(step: Step) -> tuple[Any, Any]:
     weights = [step.operand(ref.name) for ref in node.args[1:5] if ref is not None]
     if value is None:  # reads nothing but itself
         rows = len(positions(step.member, wiring.operands[node.args[1].name].rows))
-        sizes = [step.emitter.size(size or full) for size, full in zip(node.sizes[:2], (node.shape or ())[:2], strict=True)]
-        value = step.emitter.run("full.default", [*sizes, 1], 0.0, device=step.emitter.device)
+        value = nothing_read(step.emitter, node)
         weights[0] = step.emitter.run("full.default", [rows, 1], 0.0, device=step.emitter.device)
     start = [None if ref is None else step.aligned(ref) for ref in node.args[5:7]]
     return recurrent_layer(step.emitter, node, value, weights, start, n)

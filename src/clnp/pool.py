@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from clnp.emit import Emitter, kept_positions, operand_places, operand_view, positions, present, take, unit_dim, with_everyone
-from clnp.kinds import Step, attention_arguments, emit, normalised, recurrent_layer, scale_and_shift, weight_of
+from clnp.kinds import Step, attention_arguments, emit, normalised, nothing_read, recurrent_layer, scale_and_shift, weight_of
 from clnp.pieces import TINY, Piece, row_norms
 from clnp.wiring import EVERYONE, Node, Wiring
 from clnp.wiring.graph import CONSTANT, INPUT, OUTPUT, references, resolve
+from clnp.wiring.labels import along
 from clnp.wiring.rules import RULES
 from clnp.wiring.rules.base import aligned
 from clnp.wiring.rules.norms import norm_form
@@ -164,13 +165,11 @@ class PoolBuilder:
         dim = unit_dim(self.wiring.values[name])
         if dim is not None and self._meets(node):
             return self._with_raw(name, value, node, dim)
-        if value is not None:
-            return value
         units = self.wiring.values[name][self.wiring.values[name] != EVERYONE]
-        if len(units) and not bool(self.wiring.shared[units].all()):
+        if value is None and len(units) and not bool(self.wiring.shared[units].all()):
             return None
-        given = self.given.get(name)
-        return self.emitter.align(given, name, node, self.pool_member) if self._meets(node) else given
+        value = self.given.get(name) if value is None else value
+        return self.emitter.align(value, name, node, self.pool_member) if self._meets(node) else value
 
     def _meets(self, node: Node) -> bool:
         """Tell whether what an operation reads meets position by position: there raw input may stand beside pool units."""
@@ -345,8 +344,8 @@ class PoolBuilder:
         A gate acts on what it reads of hidden units and input together, so that claimed hidden units run along, step by step.
         """
         source, w_ih, w_hh = (ref.name for ref in node.args[:3])
-        own = positions(self.pool_member, self.wiring.values[node.name].flatten())
-        claimed = positions(self.claimed, self.wiring.values[node.name].flatten())
+        hidden = along(self.wiring.values[node.name], 2, node.size(2))
+        own, claimed = positions(self.pool_member, hidden), positions(self.claimed, hidden)
         given, pool = self._given_operand(source), self._pool_value(source)
         values = [value for value in (given, pool) if value is not None]
         weights: list[Any] = []
@@ -354,6 +353,11 @@ class PoolBuilder:
             of_columns = (("given", self.given_member, of_given), ("pool", self.pool_member, of_pool))
             rows = [self.piece(name, part, member) for part, member, is_there in of_columns if is_there]
             rows = [part for part in rows if part is not None]
+            if not rows:  # it reads nothing but itself
+                values = [nothing_read(self.emitter, node)]
+                n_rows = (len(own) + len(claimed)) * self.wiring.node(w_ih).size(0) // node.size(2)
+                weights.append(self.emitter.run("full.default", [n_rows, 1], 0.0, device=self.emitter.device))
+                continue
             trained = self.emitter.run("cat.default", rows, 1) if len(rows) > 1 else rows[0]
             weights.append(self._gates(trained, name, len(claimed), len(own), [member for _, member, is_there in of_columns if is_there]))
         biases = [ref.name for ref in node.args[3:5] if ref is not None]

@@ -124,6 +124,12 @@ def put_(wiring: Wiring, state: Mapping[str, Tensor], name: str, places: list[tu
     """Write values into the chosen positions of an operand, through its views, into the parameter."""
     found = wiring.operands[name]
     full = state[found.parameter]
+    if not found.moves and places:
+        dims = [dim for dim, _ in places]
+        index = [place.to(full.device).reshape([-1 if k == n else 1 for k in range(len(places))]) for n, (_, place) in enumerate(places)]
+        with torch.no_grad():
+            full.movedim(dims, list(range(len(dims))))[tuple(index)] = values.detach().movedim(dims, list(range(len(dims))))
+        return
     index = torch.arange(full.numel()).reshape(full.shape)
     for move in found.moves:
         index = moved(move, index)

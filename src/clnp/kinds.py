@@ -162,7 +162,8 @@ def _pad(step: Step) -> Any:
     amounts[place : place + 2] = [0, 0]
     if value is not None and any(amounts):
         value = emitter.call(node, [value, *step.value([amounts, *node.args[2:]])], step.value(dict(node.kwargs)))
-    fill = float(node.args[3] if len(node.args) > 3 and node.args[3] is not None else node.kwargs.get("value") or 0.0)
+    at = 2 if node.op == "aten.constant_pad_nd.default" else 3
+    fill = float(node.args[at] if len(node.args) > at and node.args[at] is not None else node.kwargs.get("value") or 0.0)
     sizes = step.sizes
 
     def beside(amount: int) -> list[Any]:

@@ -83,9 +83,9 @@ class Learner:
             for form, node in zip(forms(example_input), self.wiring.graph.inputs, strict=True)
         )
         stored = {**dict(trunk.named_parameters()), **dict(trunk.named_buffers())}
-        self._state: dict[str, Tensor] = {name: tensor.detach().cpu().clone() for name, tensor in stored.items()} | dict(
-            self.wiring.graph.constants
-        )
+        self._state: dict[str, Tensor] = {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in stored.items()
+        } | dict(self.wiring.graph.constants)
         self._allocation = Allocation.empty({group.name: group.n_units for group in self.wiring.groups})
         self._records: dict[str, TaskRecord] = {}
         self._predictors: dict[str, nn.Module] = {}

@@ -149,7 +149,8 @@ def _mixer(wiring: Wiring, state: Mapping[str, Tensor], x: tuple[Tensor, ...]) -
     first, last = (network(*(part[place : place + 1].cpu() for part in x)) for place in (0, len(x[0]) - 1))
     for name, many, *ends in zip(names, together, first, last, strict=True):
         one = torch.cat(ends)
-        if one.shape[1:] != many.shape[1:] or not torch.allclose(many[[0, -1]].float(), one.float(), rtol=1e-3, atol=1e-5):
+        exact = torch.complex128 if many.is_complex() else torch.float64
+        if one.shape[1:] != many.shape[1:] or not torch.allclose(many[[0, -1]].to(exact), one.to(exact), rtol=1e-3, atol=1e-5):
             node = wiring.node(name)
             return f"at {node.op} in {node.place}"
     return "along dimension 0"

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from clnp.emit import Emitter, kept_positions, operand_places, operand_view, positions, present, take, with_everyone
+from clnp.emit import Emitter, kept_positions, operand_places, operand_view, positions, present, take, unit_dim, with_everyone
 from clnp.kinds import Step, attention_arguments, emit, normalised, recurrent_layer, scale_and_shift, weight_of
 from clnp.pieces import TINY, Piece, row_norms
 from clnp.wiring import EVERYONE, Node, Wiring
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from clnp.kinds import Part
+
+
+MEETING = frozenset({"aten.instance_norm.default", "aten.group_norm.default", "aten.prelu.default"})
+"""Operations with parameters of each unit that read each position by itself."""
 
 
 class Noise(nn.Module):
@@ -157,30 +161,42 @@ class PoolBuilder:
             return value if value is not None else self._given_operand(name)
         if name not in self.wiring.values:
             return self.given.get(name)
-        labels = self.wiring.values[name]
-        if value is None:
-            units = labels[labels != EVERYONE]
-            if len(units) and not bool(self.wiring.shared[units].all()):
-                return None
-            return self.emitter.align(self.given.get(name), name, node, self.pool_member)
-        if bool((labels == EVERYONE).any()) and self.wiring.kind(node) in ("pointwise", "attention", "own"):
-            return self._with_raw(name, value, node)
-        return value
+        dim = unit_dim(self.wiring.values[name])
+        if dim is not None and self._meets(node):
+            return self._with_raw(name, value, node, dim)
+        if value is not None:
+            return value
+        units = self.wiring.values[name][self.wiring.values[name] != EVERYONE]
+        if len(units) and not bool(self.wiring.shared[units].all()):
+            return None
+        given = self.given.get(name)
+        return self.emitter.align(given, name, node, self.pool_member) if self._meets(node) else given
 
-    def _with_raw(self, name: str, value: Any, node: Node) -> Any:
-        """Put pool units and raw input of one value side by side, as the operation needs them."""
-        wanted, own = kept_positions(self.wiring, node.name, self.pool_member), kept_positions(self.wiring, name, self.pool_member)
-        given = kept_positions(self.wiring, name, self.given_member)
-        if wanted is None or own is None or given is None:
+    def _meets(self, node: Node) -> bool:
+        """Tell whether what an operation reads meets position by position: there raw input may stand beside pool units."""
+        kind = self.wiring.kind(node)
+        return kind in ("pointwise", "attention", "norm", "cat") or (kind == "own" and node.op in MEETING)
+
+    def _with_raw(self, name: str, value: Any, node: Node, dim: int) -> Any:
+        """Return the pool units of a value, and raw input that stands beside them, where an operation has pool units."""
+        labels, size = self.wiring.values[name].flatten(), self.wiring.node(name).size(dim)
+        wanted = kept_positions(self.wiring, node.name, self.pool_member)
+        place = aligned(dim, len(self.wiring.node(name).shape or ()), len(node.shape or ()))
+        if wanted is not None and wanted[0] != place:
             return value
-        dim = aligned(wanted[0], len(node.shape or ()), len(self.wiring.node(name).shape or ()))
-        if dim != own[0] or torch.equal(wanted[1], own[1]):
+        places = torch.arange(size) if wanted is None else wanted[1]
+        if size != node.size(place) and node.name in self.wiring.origins:
+            places = self.wiring.origins[node.name][places]
+        own, given = (positions(member, labels) for member in (self.pool_member, self.given_member))
+        if torch.equal(own, places):
             return value
-        held = torch.cat([given[1], own[1]])
+        held = torch.cat([part for part, there in ((given, self.given.get(name)), (own, value)) if there is not None])
+        if not bool(torch.isin(places, held).all()):
+            return None
+        read = [part for part in (self.given.get(name), value) if part is not None]
+        both = read[0] if len(read) == 1 else self.emitter.run("cat.default", read, dim)
         order = torch.argsort(held)
-        index = order[torch.searchsorted(held[order], wanted[1])]
-        both = self.emitter.run("cat.default", [self.given[name], value], dim)
-        return self.emitter.index(both, dim, index)
+        return self.emitter.index(both, dim, order[torch.searchsorted(held[order], places)])
 
     # ---- operations
 
@@ -267,7 +283,7 @@ class PoolBuilder:
             self.emitter.root.add_module(name, module)
             pairs = zip(names, (module.weight, module.bias, module.mean, module.var), strict=True)
             self.pieces += [Piece(full, places, tensor) for full, tensor in pairs if full is not None and tensor is not None]
-        return self.emitter.graph.call_module(name, (self._pool_operand(node.args[0].name, node),))
+        return self.emitter.graph.call_module(name, (self._step(node).aligned(node.args[0]),))
 
     def _pool_weight(self, node: Node) -> fx.Node:
         """Emit the pool rows of a layer: what they read of raw input and claimed units, plus what they read of the pool."""

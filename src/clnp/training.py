@@ -354,6 +354,7 @@ def activities(
 def _moments(value: Tensor, wiring: Wiring, name: str) -> list[Tensor]:
     """Return the means of |a|, a != 0, a and a^2 over all dimensions but that of the units: each (k,)."""
     dims = varying(moved_labels(wiring, name))
+    value = value.float()  # under autocast it may be half precision
     flat = value.transpose(0, dims[0]).flatten(1) if dims else value.reshape(1, -1)  # (k, B * positions)
     return [flat.abs().mean(1), (flat != 0).float().mean(1), flat.mean(1), flat.square().mean(1)]
 

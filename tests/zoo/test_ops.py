@@ -156,8 +156,10 @@ def n_positions(shape, dim):
 
 @pytest.mark.parametrize("name", CASES)
 def test_units_and_labels_are_those_computed_by_hand(name):
-    case = CASES[name]
-    model, wiring = traced(name)
+    check_labels(CASES[name], *traced(name))
+
+
+def check_labels(case, model, wiring):
     assert {group.name: group.n_units for group in wiring.groups} == case.groups
     assert list(case.groups) == [group.name for group in wiring.groups], "in order of execution"
     assert {group.name for group in wiring.groups if group.shared} == set(case.shared)
@@ -187,12 +189,19 @@ def test_every_parameter_is_labelled(name):
     assert {key for key, _ in unfolded(CASES[name], model).named_parameters()} <= set(wiring.parameters)
 
 
-@pytest.mark.parametrize("name", CASES)
+# A third of them in the fast suite, all of them in the slow one.
+NARROWED = [name if place % 3 == 0 else pytest.param(name, marks=pytest.mark.slow) for place, name in enumerate(CASES)]
+
+
+@pytest.mark.parametrize("name", NARROWED)
 def test_a_narrowed_network_is_the_whole_one_without_the_other_units(name):
-    case = CASES[name]
-    model, wiring = traced(name)
+    check_narrowed(CASES[name], *traced(name))
+
+
+def check_narrowed(case, model, wiring):
     plain = unfolded(case, model)
     state = {key: tensor for net in (model, plain) for key, tensor in (*net.named_parameters(), *net.named_buffers())}
+    state |= wiring.graph.constants
     for seed in range(SEEDS):
         keep = choice_of(case, seed)
         network, reference = narrow(wiring, state, keep[:-1]), whole(case, model, keep)

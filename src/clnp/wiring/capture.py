@@ -8,6 +8,7 @@ cutting one are turned into slices, several outputs into one, recurrent layers i
 
 from __future__ import annotations
 
+import inspect
 import re
 import traceback
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,10 @@ def capture(model: nn.Module, example: Inputs) -> Graph:
 
 
 def _captured(model: nn.Module, batch: tuple[Tensor, ...], sizes: Any) -> Graph:
+    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:  # forward(self, *inputs): torch.export wants those in a tuple of their own
+        first = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+        sizes = (*sizes[:first], tuple(sizes[first:]))
     return _Conversion(torch.export.export(model, batch, dynamic_shapes=sizes, strict=False), model).graph()
 
 

@@ -13,7 +13,7 @@ from clnp.wiring.graph import CONSTANT, PARAMETER, Node, Ref, references
 from clnp.wiring.labels import EVERYONE, compact, components, varying
 from clnp.wiring.plan import Gather, Group, ParameterLabels, Wiring
 from clnp.wiring.rules import RULES, Value
-from clnp.wiring.rules.base import SAME, filled, moved
+from clnp.wiring.rules.base import SAME, filled, relabelled
 from clnp.wiring.rules.pointwise import index, move, same
 from clnp.wiring.tracer import PRODUCT, Operand, Tracer
 
@@ -153,7 +153,7 @@ def _applied(tracer: Tracer, node: Node, tensor: Tensor) -> Tensor:
         return tensor.reshape(node.shape or ())
     if tracer.kind(node) == "expand":
         return tensor.expand(node.shape or ())
-    return moved(Node(node.name, node.op, (node.args[0], *(fixed(argument) for argument in node.args[1:]))), tensor)
+    return relabelled(Node(node.name, node.op, (node.args[0], *(fixed(argument) for argument in node.args[1:]))), tensor - 1) + 1
 
 
 def _commutes(tracer: Tracer, numbered: _Numbers, node: Node, value: Value) -> bool:
@@ -165,17 +165,16 @@ def _commutes(tracer: Tracer, numbered: _Numbers, node: Node, value: Value) -> b
     if not varying(before) or tracer.kind(node) in ("shape", "expand", "slice", "select"):
         return True  # their numbers are rewritten
     (dim,) = varying(before)
-    if tracer.kind(node) == "gather":  # positions are chosen: does that leave the units' own dimension alone?
-        line = torch.arange(source.shape[dim]).reshape([-1 if d == dim else 1 for d in range(len(source.shape))]).expand(source.shape)
-        found = compact(_applied(tracer, node, line))
-        return varying(found) == [dim] and torch.equal(found.flatten(), torch.arange(source.shape[dim])) and varying(after) == [dim]
+    if tracer.kind(node) == "gather":
+        return varying(after) == [dim] and _spares(tracer, node, source.shape, dim)
     labels = before.flatten()
     for keep in (labels != labels[0], labels == labels[-1]):
         if not bool(keep.any()):
             continue
         cut = before.expand(source.shape).index_select(dim, keep.nonzero()[:, 0])
         there = after.flatten()
-        kept_after = there[(there == EVERYONE) | torch.isin(there, labels[keep])]
+        put_in = (there == EVERYONE) & (labels != EVERYONE).all()  # zeros stay, whatever is left out
+        kept_after = there[put_in | torch.isin(there, labels[keep])]
         try:
             found = _applied(tracer, node, cut + 1) - 1
         except (RuntimeError, KeyError):
@@ -184,6 +183,21 @@ def _commutes(tracer: Tracer, numbered: _Numbers, node: Node, value: Value) -> b
         if not torch.equal(filled(found).flatten(), filled(expected).flatten()):
             return False
     return True
+
+
+def _spares(tracer: Tracer, node: Node, shape: tuple[int, ...], dim: int) -> bool:
+    """Tell whether a node that chooses positions leaves those along a dimension alone, however many there are."""
+    n = shape[dim]
+    line = torch.arange(n).reshape([-1 if d == dim else 1 for d in range(len(shape))]).expand(shape)
+    try:
+        all_of_them, fewer = (compact(_applied(tracer, node, part)) for part in (line, line.narrow(dim, 0, n - 1)))
+    except KeyError:  # an index that is computed: the rule saw to it that it does not choose units
+        chosen = node.args[1]
+        return dim != chosen % len(shape) if isinstance(chosen, int) else dim >= len(chosen) or chosen[dim] is None
+    except (RuntimeError, IndexError):
+        return False
+    alone = varying(all_of_them) == [dim] and torch.equal(all_of_them.flatten(), torch.arange(n))
+    return alone and torch.equal(fewer.flatten(), torch.arange(n - 1))
 
 
 def _gather(tracer: Tracer, numbered: _Numbers, node: Node, ragged: set[str]) -> Gather | None:

@@ -13,8 +13,11 @@ from torch.nn.utils import parametrize
 from clnp.errors import WiringError
 from clnp.inputs import parts
 from clnp.wiring.capture import capture
+from clnp.wiring.labels import varying
 from clnp.wiring.patterns import with_norms
 from clnp.wiring.prepare import copied, mode
+from clnp.wiring.rules import Value
+from clnp.wiring.rules.base import refusal
 from clnp.wiring.settle import settle
 from clnp.wiring.tracer import Tracer
 
@@ -49,6 +52,7 @@ def trace(model: nn.Module, example: Inputs) -> Wiring:
     fixed = {name: tensor for name, tensor in {**buffers, **graph.constants}.items() if not tensor.is_floating_point()}
     tracer = Tracer(graph, fixed)
     tracer.run()
+    _check_output(tracer)
     return replace(settle(tracer), normed=normed)
 
 
@@ -64,6 +68,15 @@ def weight_norms(model: nn.Module) -> dict[str, int]:
             if "WeightNorm" in type(step).__name__:
                 found[f"{name}.{tensor}" if name else tensor] = int(step.dim)
     return found
+
+
+def _check_output(tracer: Tracer) -> None:
+    """Refuse an output that is no value of each example."""
+    output, node = tracer.values[tracer.graph.output], tracer.graph.by_name[tracer.graph.output]
+    if isinstance(output, Value) and output.is_parameter:
+        raise WiringError("cannot use this network as a trunk: its output is a parameter.")
+    if isinstance(output, Value) and 0 in varying(output.labels):
+        raise refusal(node, "mixes the examples of a batch: what is at one place belongs to different units from example to example.")
 
 
 def folded(model: nn.Module, example: Inputs | None = None) -> nn.Module:

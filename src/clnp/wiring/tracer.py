@@ -236,9 +236,8 @@ class Tracer:
             self.kinds[node.name] = "plain"
         return found
 
-    def plain(self, node: Node, value: Value, others: Tensor | None = None) -> Value:
+    def plain(self, node: Node, value: Value) -> Value:
         """Return a value as a plain tensor: a parameter by its elements."""
-        del others
         return self.direct(node, value) if value.is_parameter else value
 
     def merge(self, node: Node, values: Sequence[Value | None], why: str) -> Tensor:
@@ -310,9 +309,6 @@ class Tracer:
                 self.values[node.name] = Value(nobody, node.shape or (), node.name)
             else:
                 self._step(node)
-        output = self.values[self.graph.output]
-        if isinstance(output, Value) and output.is_parameter:
-            raise WiringError("cannot use this network as a trunk: its output is a parameter.")
 
     def _step(self, node: Node) -> None:
         found = RULES.get(node.op, Rule(unknown)).label(self, node, self._arguments(node))

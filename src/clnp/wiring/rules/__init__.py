@@ -17,24 +17,24 @@ from clnp.wiring.rules.mixing import unknown
 __all__ = ["RULES", "Kind", "LabelRule", "Labels", "Rule", "Value", "register", "tensors", "unknown"]
 
 _POINTWISE = (
-    "relu relu6 gelu silu mish elu celu selu leaky_relu hardtanh hardswish hardsigmoid tanh sigmoid softplus softsign log_sigmoid hardshrink "
-    "softshrink tanhshrink threshold add.Tensor sub.Tensor rsub.Scalar rsub.Tensor mul.Tensor div.Tensor div.Tensor_mode add.Scalar sub.Scalar mul.Scalar "
+    "relu relu6 gelu silu mish elu celu selu leaky_relu hardtanh hardswish hardsigmoid tanh sigmoid softplus log_sigmoid hardshrink "
+    "softshrink threshold add.Tensor sub.Tensor rsub.Scalar rsub.Tensor mul.Tensor div.Tensor div.Tensor_mode add.Scalar sub.Scalar mul.Scalar "
     "div.Scalar neg exp exp2 expm1 log log2 log1p abs sqrt rsqrt reciprocal square sin cos tan atan asin acos sinh cosh erf erfc sign floor ceil round "
     "clamp clamp.Tensor clamp_min clamp_max pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar "
     "where.self where.ScalarOther where.ScalarSelf where.Scalar masked_fill.Scalar masked_fill.Tensor maximum minimum "
     "addcmul addcdiv lerp.Scalar lerp.Tensor eq.Tensor eq.Scalar ne.Tensor ne.Scalar lt.Tensor lt.Scalar le.Tensor le.Scalar gt.Tensor gt.Scalar ge.Tensor ge.Scalar "
     "logical_not logical_and logical_or bitwise_not bitwise_and.Tensor bitwise_or.Tensor __and__.Tensor __or__.Tensor nan_to_num isnan isinf isfinite "
-    "floor_divide remainder.Scalar remainder.Tensor fmod.Scalar atan2 hypot conj"
+    "floor_divide remainder.Scalar remainder.Tensor fmod.Scalar atan2 hypot"
 )
-_SHAPES = "view reshape _unsafe_view flatten.using_ints unflatten.int squeeze squeeze.dim squeeze.dims unsqueeze view_as reshape_as"
+_SHAPES = "view reshape flatten.using_ints unflatten.int squeeze squeeze.dim squeeze.dims unsqueeze view_as reshape_as"
 _MOVES = (
-    "permute transpose.int movedim.int movedim.intlist swapaxes swapdims t numpy_T mT adjoint flip repeat tile repeat_interleave.self_int "
-    "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d pixel_unshuffle unfold diagonal"
+    "permute transpose.int movedim.int movedim.intlist swapaxes swapdims t numpy_T mT flip repeat tile repeat_interleave.self_int "
+    "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d pixel_unshuffle unfold"
 )
 _POOLS = {
-    1: "max_pool1d avg_pool1d adaptive_avg_pool1d adaptive_max_pool1d upsample_nearest1d.vec upsample_linear1d.vec upsample_nearest1d upsample_linear1d",
+    1: "max_pool1d avg_pool1d adaptive_avg_pool1d adaptive_max_pool1d upsample_nearest1d.vec upsample_linear1d.vec",
     2: "max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d max_pool2d_with_indices upsample_nearest2d.vec upsample_bilinear2d.vec "
-    "upsample_bicubic2d.vec upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_nearest_exact2d.vec _upsample_bilinear2d_aa.vec",
+    "upsample_bicubic2d.vec _upsample_nearest_exact2d.vec _upsample_bilinear2d_aa.vec",
     3: "max_pool3d avg_pool3d adaptive_avg_pool3d adaptive_max_pool3d upsample_nearest3d.vec upsample_trilinear3d.vec",
 }
 _REDUCTIONS = {
@@ -42,14 +42,13 @@ _REDUCTIONS = {
     "median.dim mean sum max min",
     2: "norm.ScalarOpt_dim linalg_vector_norm",
 }
-_ALONG = {1: "softmax.int log_softmax.int _softmax _log_softmax cumsum cumprod cummax cummin logcumsumexp sort argsort"}
+_ALONG = {1: "softmax.int log_softmax.int cumsum cumprod cummax cummin logcumsumexp sort argsort"}
 _CONVOLUTIONS = (
     "conv1d conv1d.padding conv2d conv2d.padding conv3d conv3d.padding conv_transpose1d conv_transpose2d.input conv_transpose3d.input"
 )
-_LIKE = "zeros_like ones_like full_like empty_like"
+_LIKE = "zeros_like ones_like full_like"
 _RAW = (
-    "zeros ones full arange arange.start arange.start_step eye tril_indices triu_indices scalar_tensor new_zeros new_ones new_full new_empty linspace "
-    "empty.memory_format empty_permuted"
+    "zeros ones full arange arange.start arange.start_step eye tril_indices triu_indices scalar_tensor new_zeros new_ones new_full linspace"
 )
 
 
@@ -67,7 +66,7 @@ RULES: dict[str, Rule] = {
     **{op: Rule(pointwise.move, "expand") for op in _names("expand broadcast_to expand_as")},
     **{op: Rule(pointwise.move, "slice") for op in _names("slice.Tensor narrow")},
     **{op: Rule(pointwise.move, "select") for op in _names("select.int")},
-    **{op: Rule(pointwise.move, "gather") for op in _names("roll channel_shuffle native_channel_shuffle")},
+    **{op: Rule(pointwise.move, "gather") for op in _names("roll channel_shuffle")},
     **{op: Rule(pointwise.index, "gather") for op in _names("index_select index.Tensor")},
     **{op: Rule(pointwise.concatenate, "cat") for op in _names("cat concat")},
     "aten.glu.default": Rule(pointwise.glu),

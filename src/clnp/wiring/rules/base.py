@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -102,6 +102,12 @@ def refusal(node: Node, what: str) -> WiringError:
     return WiringError(f"cannot isolate tasks in this network: {node.op} at {node.place} {what}")
 
 
+def refuse_mixture(node: Node, value: Value) -> None:
+    """Refuse a shared parameter that reads raw input beside units: what it makes of raw input would be nobody's."""
+    if not value.is_raw and bool((value.labels == EVERYONE).any()):
+        raise refusal(node, "reads raw input beside units. Let it read them apart.")
+
+
 def concrete(argument: Any) -> Any:
     """Replace sizes by what they were when the network was traced."""
     if isinstance(argument, Size):
@@ -117,15 +123,12 @@ SAME = frozenset(
         "clone.default",
         "contiguous.default",
         "detach.default",
-        "alias.default",
         "to.dtype",
         "to.dtype_layout",
         "to.device",
         "to.other",
         "type_as.default",
-        "_to_copy.default",
         "lift_fresh_copy.default",
-        "float.default",
     ]
 )
 """Operations after which every element is where it was."""
@@ -142,6 +145,15 @@ def moved(node: Node, tensor: Tensor) -> Tensor:
         return function(tensor, *args, **kwargs)
     except (RuntimeError, NotImplementedError):
         return function(tensor.double(), *args, **kwargs).to(tensor.dtype)
+
+
+def relabelled(node: Node, labels: Tensor) -> Tensor:
+    """Move labels as an operation moves elements: what it puts in belongs to nobody, whatever number that is."""
+    if node.op == "aten.constant_pad_nd.default":
+        node = replace(node, args=node.args[:2], kwargs={})
+    elif node.op == "aten.pad.default":
+        node = replace(node, args=node.args[:3], kwargs={key: value for key, value in node.kwargs.items() if key != "value"})
+    return moved(node, labels + 1) - 1  # zeros become EVERYONE
 
 
 def filled(labels: Tensor) -> Tensor:

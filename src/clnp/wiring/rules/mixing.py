@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clnp.wiring.graph import resolve
 from clnp.wiring.labels import EVERYONE, along, varying
-from clnp.wiring.rules.base import Labels, Value, refusal, tensors
+from clnp.wiring.rules.base import Labels, Value, refusal, refuse_mixture, tensors
 from clnp.wiring.rules.pointwise import meet
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def _layer(tracer: Tracer, node: Node, value: Value, term: str, weight: Value, l
     if both or any(letter not in output for letter in made):
         return None
     if units and not any(letter in summed for letter in units):
+        refuse_mixture(node, value)
         tracer.share(node, [weight])
         dims = [term.index(letter) if letter in term else None for letter in output]
         return tracer.spread(value, dims)
@@ -118,7 +119,7 @@ def attention(tracer: Tracer, node: Node, arguments: list[Any]) -> Labels:
             labels = labels.repeat_interleave(q.shape[n - 3] // value.shape[n - 3], n - 3)
         heads.append(Value(labels, q.shape))
     if mask is not None:
-        mask = tracer.plain(node, mask, heads[0].labels)
+        mask = tracer.plain(node, mask)
         lead = set(range(len(mask.shape) - 2))
         heads.append(mask._replace(labels=tracer.only_along(node, mask, lead)))
     tracer.multiplied(node, [value.labels for value in (q, k, v)])

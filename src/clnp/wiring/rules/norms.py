@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from clnp.wiring.labels import varying
 from clnp.wiring.patterns import UNIT_NORM
-from clnp.wiring.rules.base import Labels, Value, refusal
+from clnp.wiring.rules.base import Labels, Value, refusal, refuse_mixture
 from clnp.wiring.rules.weights import per_channel
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ def over_units(tracer: Tracer, node: Node, arguments: list[Any]) -> Labels:
     if outside:
         # Inside heads, or over positions: every unit has statistics of its own, and all of them the same scale.
         tracer.kinds[node.name] = "plain"
+        if stored:
+            refuse_mixture(node, value)
         tracer.share(node, stored, 1.0)
         return tracer.only_along(node, value, outside)
     if value.is_raw and not stored:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clnp.wiring.labels import EVERYONE, compact, varying
-from clnp.wiring.rules.base import Labels, Value, aligned, filled, moved, tensors
+from clnp.wiring.rules.base import Labels, Value, aligned, filled, moved, refusal, relabelled, tensors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +68,7 @@ def move(tracer: Tracer, node: Node, arguments: list[Any]) -> Labels:
     """Apply the operation to the labels themselves: a view, a permutation, a slice, a shuffle."""
     value: Value = arguments[0]
     if value.is_parameter:
-        if tracer.is_static(node):
+        if tracer.is_static(node) and tracer.kind(node) != "pad":  # what is put in is no part of the parameter
             return value._replace(node=node.name, shape=node.shape or (), moves=(*value.moves, node))
         value = tracer.direct(node, value)
     labels = value.labels
@@ -76,8 +76,13 @@ def move(tracer: Tracer, node: Node, arguments: list[Any]) -> Labels:
         full, shape = value.full(), node.shape or ()
         return compact(full.reshape(shape) if tracer.kind(node) == "shape" else full.expand(shape))
     simple = node.op in ("aten.permute.default", "aten.transpose.int")
-    # Zeros that the operation puts in belong to nobody: EVERYONE is -1, so labels are moved as numbers from 0.
-    return filled(moved(node, (labels if simple else value.full()) + 1) - 1)
+    found = relabelled(node, labels if simple else value.full())
+    return found if simple else _after(value, found, pads=tracer.kind(node) == "pad")
+
+
+def _after(value: Value, labels: Tensor, *, pads: bool = False) -> Tensor:
+    """Return the labels of a value whose positions moved; raw input beside units stays raw input where nothing was put in."""
+    return filled(labels) if pads or len(varying(value.labels)) > 1 else compact(labels)
 
 
 def same(tracer: Tracer, node: Node, arguments: list[Any]) -> Labels:
@@ -127,6 +132,8 @@ def glu(tracer: Tracer, node: Node, arguments: list[Any]) -> Labels:
     value: Value = arguments[0]
     dim = arguments[1] if len(arguments) > 1 else -1
     first, second = value.full().chunk(2, dim)
+    if bool(((first == EVERYONE) != (second == EVERYONE)).any()):
+        raise refusal(node, "reads raw input beside units: one would be gated by the other. Chunk it, and multiply.")
     tracer.tie(node, first, second)
     return compact(torch.where(first == EVERYONE, second, first))
 
@@ -163,8 +170,8 @@ def index(tracer: Tracer, node: Node, arguments: list[Any]) -> Labels:
             known[dim] = torch.zeros(place.shape, dtype=torch.long)
     full = value.full()
     if one:
-        return filled(full.index_select(next(iter(known)), next(iter(known.values()))))  # pyright: ignore[reportArgumentType]
-    return filled(full[tuple(known.get(dim, slice(None)) for dim in range(full.dim()))])  # pyright: ignore[reportArgumentType]
+        return _after(value, full.index_select(next(iter(known)), next(iter(known.values()))))  # pyright: ignore[reportArgumentType]
+    return _after(value, full[tuple(known.get(dim, slice(None)) for dim in range(full.dim()))])  # pyright: ignore[reportArgumentType]
 
 
 def pick(tracer: Tracer, node: Node, arguments: list[Any]) -> Labels:

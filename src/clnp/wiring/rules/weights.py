@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from clnp.wiring.labels import along, varying
-from clnp.wiring.rules.base import Labels, Value, refusal
+from clnp.wiring.rules.base import Labels, Value, refusal, refuse_mixture
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +25,7 @@ def linear(tracer: Tracer, node: Node, arguments: list[Any]) -> Labels:
     if not _is_layer(weight, bias, 2):
         return tracer.merge(node, [value, weight, bias], "has a weight that is computed")
     if varying(value.labels) and last not in varying(value.labels):
+        refuse_mixture(node, value)
         tracer.share(node, [weight, bias])
         return value.labels
     rows = layer(tracer, node, value, last, weight, bias, row_dim=0, column_dim=1)
@@ -42,6 +43,7 @@ def convolution(tracer: Tracer, node: Node, arguments: list[Any]) -> Labels:
         return tracer.merge(node, [value, weight, bias], "has a weight that is computed, or no batch")
     one_by_one = all(size == 1 for size in weight.shape[2:]) and value.shape[2:] == (node.shape or ())[2:]
     if groups == 1 and one_by_one and varying(value.labels) and 1 not in varying(value.labels):
+        refuse_mixture(node, value)
         tracer.share(node, [weight, bias])
         return value.labels
     if groups != 1:
@@ -125,6 +127,7 @@ def prelu(tracer: Tracer, node: Node, arguments: list[Any]) -> Labels:
     value, weight = tracer.plain(node, arguments[0]), arguments[1]
     if not weight.is_parameter:
         return tracer.merge(node, [value, weight], "has a weight that is computed")
+    refuse_mixture(node, value)
     if weight.shape in ((), (1,)):
         tracer.share(node, [weight], 0.25)
         return value.labels if not value.is_raw else tracer.share(node, [weight], 0.25)[0].labels.reshape((1,) * len(value.shape))

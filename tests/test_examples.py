@@ -14,7 +14,7 @@ import torch
 CORE_READY = {"vit"}
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SMALL = {
-    "vit": ("ViT", {"width": 32, "depth": 1, "heads": 4, "hidden": 32}, ["--limit", "48"]),
+    "vit": ("ViT", {"width": 32, "depth": 1, "heads": 4, "hidden": 32}, ["--limit", "160"]),
     "llama_text": ("Llama", {"width": 32, "depth": 1, "heads": 8, "kv_heads": 4, "hidden": 32}, ["--limit", "160"]),
 }
 

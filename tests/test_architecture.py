@@ -90,6 +90,7 @@ NEIGHBOURS = {
     ("learner", "forecast"),
     ("learner", "wider"),
     ("wider", "store"),
+    ("wider", "learner"),  # its type alone: the learner calls `widen_` when it is loaded
     ("learner", "store"),
     ("benchmarks", "data"),
     ("benchmarks", "models"),
@@ -115,6 +116,7 @@ PUBLIC = {
     "TaskError",
     "TrainingError",
     "WiringError",
+    "widen",
     "wiring",
 }
 LONG_FILES: dict[str, str] = {}  # "path": the reason

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 # Which examples the core can learn already; one that is missing here is skipped.
-CORE_READY = {"vit"}
+CORE_READY = {"vit", "llama_text"}
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SMALL = {
     "vit": ("ViT", {"width": 32, "depth": 1, "heads": 4, "hidden": 32}, ["--limit", "160"]),

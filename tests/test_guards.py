@@ -24,7 +24,7 @@ def no_severing(patch):
     def nothing(owner, needed, rows, columns):
         return torch.zeros(len(rows), len(columns), dtype=torch.bool)
 
-    patch.setattr(clnp.learner, "severed", nothing)
+    patch.setattr(clnp.pruning, "severed", nothing)
 
 
 def no_closure(patch):

@@ -42,7 +42,6 @@ ROWS = {
     **{op: truth(lambda h, op=op: getattr(aten, op).default(h)) for op in ("isnan", "isinf", "isfinite")},
     **{op: lambda h, op=op: getattr(torch, op)(torch.tanh(h)) for op in ("acos", "asin", "atan", "tan", "cosh", "sinh", "erfc", "exp2")},
     **{op: lambda h, op=op: getattr(torch, op)(3 * h) for op in ("ceil", "floor", "round")},
-    "conj": aten.conj.default,
     "log2": lambda h: torch.log2(h.abs() + 1),
     "hypot": lambda h: torch.hypot(h, h + 1),
     "clamp_max": lambda h: h.clamp_max(0.1),
@@ -65,12 +64,10 @@ ROWS = {
     "reshape_as": lambda h: h.unsqueeze(1).reshape_as(h),
     "swapdims": lambda h: aten.swapdims.default(h.unsqueeze(1), 1, 2).flatten(1),
     "movedim.intlist": lambda h: h.unsqueeze(1).movedim((1, 2), (2, 1)).flatten(1),
-    "adjoint": lambda h: h.unsqueeze(1).adjoint().flatten(1),
     "to.device": lambda h: aten.to.device(h, torch.device("cpu"), torch.float32),
     "to.dtype_layout": lambda h: aten.to.dtype_layout(h, dtype=torch.float32),
     "to.other": lambda h: aten.to.other(h, torch.tanh(h)),
     "type_as": lambda h: aten.type_as.default(h, torch.tanh(h)),
-    "_to_copy": lambda h: aten._to_copy.default(h, dtype=torch.float32),
     "lift_fresh_copy": aten.lift_fresh_copy.default,
     # tensors that the code makes itself
     "arange": lambda h: h + torch.arange(5),
@@ -84,21 +81,15 @@ ROWS = {
     "scalar_tensor": lambda h: h + aten.scalar_tensor.default(2.0),
     "tril_indices": lambda h: h + torch.tril_indices(5, 1)[0],
     "triu_indices": lambda h: h + torch.triu_indices(1, 5)[1],
-    "empty.memory_format": lambda h: torch.where(h > 1e9, torch.empty(5), h),
-    "empty_permuted": lambda h: torch.where(h > 1e9, torch.empty_permuted((5,), (0,)), h),
-    "new_empty": lambda h: torch.where(h > 1e9, h.new_empty(5), h),
     "new_full": lambda h: h + h.new_full((5,), 2.0),
     "new_ones": lambda h: h + h.new_ones(5),
     "new_zeros": lambda h: h + h.new_zeros(5),
-    "empty_like": lambda h: torch.where(h > 1e9, torch.empty_like(h), h),
     "full_like": lambda h: h * torch.full_like(h, 2.0),
     "ones_like": lambda h: h + torch.ones_like(h),
     "zeros_like": lambda h: torch.maximum(h, torch.zeros_like(h)),
 }
 # operation: what is done with the first of the tokens (B, 4, 5), along which nothing ties units
 TOKENS = {
-    "_softmax": lambda h: aten._softmax.default(h, 1, False),
-    "_log_softmax": lambda h: aten._log_softmax.default(h, 1, False),
     "argsort": lambda h: torch.argsort(h, 1).float(),
     "cummax": lambda h: torch.cummax(h, 1)[0],
     "cummin": lambda h: torch.cummin(h, 1)[0],
@@ -108,7 +99,6 @@ TOKENS = {
     "all.dim": lambda h: torch.all(h > -0.5, 1, keepdim=True).float() + h,
     "norm.ScalarOpt_dim": lambda h: aten.norm.ScalarOpt_dim(h, 2, [1], True) + h,
     "var.dim": lambda h: aten.var.dim(h, [1], True, True) + h,
-    "diagonal": lambda h: torch.diagonal(h.unsqueeze(1) * h.unsqueeze(2), 0, 1, 2).transpose(1, 2),
 }
 # operation: what is done with a map (B, 5, 4, ...) of as many dimensions as its name says
 MAPS = {
@@ -116,11 +106,6 @@ MAPS = {
     **{f"replication_pad{n}d": lambda h, n=n: getattr(aten, f"replication_pad{n}d").default(h, [1] * (2 * n)) for n in (1, 2, 3)},
     "_upsample_nearest_exact2d.vec": lambda h: nn.functional.interpolate(h, scale_factor=2, mode="nearest-exact"),
     "_upsample_bilinear2d_aa.vec": lambda h: nn.functional.interpolate(h, size=(3, 3), mode="bilinear", antialias=True),
-    "upsample_nearest1d": lambda h: aten.upsample_nearest1d.default(h, [6]),
-    "upsample_linear1d": lambda h: aten.upsample_linear1d.default(h, [6], False),
-    "upsample_nearest2d": lambda h: aten.upsample_nearest2d.default(h, [6, 5]),
-    "upsample_bilinear2d": lambda h: aten.upsample_bilinear2d.default(h, [6, 5], False),
-    "upsample_bicubic2d": lambda h: aten.upsample_bicubic2d.default(h, [6, 5], False),
 }
 WHOLE = ("max", "min", "mean", "sum")  # over the examples, too: refused
 ELSEWHERE = {"aten.native_channel_shuffle.default", "operator.getitem"}

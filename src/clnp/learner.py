@@ -18,7 +18,7 @@ from clnp.export import ExportResult, Format, export
 from clnp.forecast import Forecast, forecast
 from clnp.inputs import Inputs, check_forms, check_inputs, forms, parts
 from clnp.isolation import norm_parts
-from clnp.narrow import check_narrowing, narrow
+from clnp.narrow import check_narrowing, free_sizes, narrow
 from clnp.pruning import Pruned, Trial, prune, settled
 from clnp.records import GroupCapacity, LearnResult, TaskRecord
 from clnp.room import room
@@ -78,10 +78,6 @@ class Learner:
             raise WiringError(
                 f"cannot learn tasks in this network: expected float32 parameters, found {', '.join(other)}. Call model.float()."
             )
-        self._forms = tuple(
-            replace(form, free=tuple(size is not None for size in node.sizes[1:]))
-            for form, node in zip(forms(example_input), self.wiring.graph.inputs, strict=True)
-        )
         stored = {**dict(trunk.named_parameters()), **dict(trunk.named_buffers())}
         self._state: dict[str, Tensor] = {
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in stored.items()
@@ -93,6 +89,8 @@ class Learner:
         self._widened: list[dict[str, int]] = []
         self._features = [torch.arange(len(self.wiring.features))]  # where the features of each width lie among those of today
         check_narrowing(self.wiring, self._state, trunk, example_input)
+        free = free_sizes(self.wiring, self._state, example_input)
+        self._forms = tuple(replace(form, free=which) for form, which in zip(forms(example_input), free, strict=True))
 
     # ---- what is known
 

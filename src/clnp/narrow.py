@@ -156,6 +156,30 @@ def _mixer(wiring: Wiring, state: Mapping[str, Tensor], x: tuple[Tensor, ...]) -
     return "along dimension 0"
 
 
+def free_sizes(wiring: Wiring, state: Mapping[str, Tensor], example: Inputs) -> list[tuple[bool, ...]]:
+    """Return, for each input, which sizes of an example may be another one: tried with twice the size, and with one less."""
+    network = narrow(wiring, state, torch.ones(wiring.n_units, dtype=torch.bool))
+    x = parts(noisy(example, 1))
+    found: list[tuple[bool, ...]] = []
+    for place, (part, node) in enumerate(zip(x, wiring.graph.inputs, strict=True)):
+        free: list[bool] = []
+        for dim in range(1, part.dim()):
+            others = [torch.cat([part, part], dim), part.narrow(dim, 0, part.shape[dim] - 1)] if part.shape[dim] > 1 else []
+            free.append(node.sizes[dim] is not None and any(_runs(network, [*x[:place], other, *x[place + 1 :]]) for other in others))
+        found.append(tuple(free))
+    return found
+
+
+def _runs(network: nn.Module, x: Sequence[Tensor]) -> bool:
+    """Tell whether a network can read some inputs."""
+    try:
+        with torch.no_grad():
+            network(*(part.cpu() for part in x))
+    except (RuntimeError, IndexError):
+        return False
+    return True
+
+
 def joined(output: Any) -> Tensor:
     """Return the output of a trunk, several of them side by side.
 

@@ -305,7 +305,7 @@ def test_onnx_runtime_computes_what_the_predictor_does(name, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     entry, (learner, _, _) = ZOO[name], learned(name)
     task = learner.tasks[-1]
-    path = learner.export(tmp_path / "task.onnx", task=task, to="onnx")
+    path = learner.export(tmp_path / "task.onnx", task=task, to="onnx").path
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     for n in BATCHES:
         x = entry.example(n)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
 from random_networks import ACTIVATIONS, MERGING, OPS, Plan, channel, shape_after, shape_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from random_networks import Shape, Step, Steps
 
 MOST = {3: (16, 8, 8), 2: (16, 24), 1: (72,)}
@@ -98,7 +97,10 @@ def _norm(d: Drawing, shape: Shape, _: int) -> Step | None:
     kind = d.one("batch", "ln", "rms", "group", "hand", "instance")
     if kind == "instance":
         return (kind, d.number(0, 1)) if len(shape) > 1 and min(_positions(shape)) > 1 else ("batch",)
-    return (kind, d.divisor(_c(shape))) if kind == "group" else (kind,)
+    if kind == "group":
+        groups = d.divisor(_c(shape))
+        return (kind, groups) if prod(shape) > groups else ("batch",)  # torch asks for two numbers in a group
+    return (kind,)
 
 
 def _several(d: Drawing, shape: Shape, depth: int) -> Step:
@@ -194,7 +196,6 @@ def _flat_to_tokens(d: Drawing, shape: Shape, _: int) -> Step:
     return t, shape[0] // t
 
 
-Make = "Callable[[Drawing, Shape, int], Step | None]"
 ANYWHERE: list[tuple[str, Any]] = [
     ("mix", lambda d, _, __: (_out(d), d.maybe())),
     ("act", lambda d, _, __: (d.one(*ACTIVATIONS),)),
@@ -257,7 +258,7 @@ ON_FLAT: list[tuple[str, Any]] = [
 def plans(draw: Any, most: int = 7, depth: int = 2) -> Plan:
     """Draw a plan."""
     d = Drawing(draw)
-    kinds = [d.one("map", "tokens", "flat", "ids")]
+    kinds = [d.one("map", "tokens", "flat", "ids", "map", "tokens")]
     if d.number(0, 5) == 5:
         kinds.append(d.one("flat", "ids", "map"))
     inputs, stems, total = [], [], 0

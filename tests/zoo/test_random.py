@@ -65,7 +65,7 @@ def norms_of_raw_input():
     plain = oracle.norms_of
 
     def norms_of(model, wiring):
-        norms = [wiring.node(name) for name, _ in wiring.norms]
+        norms = [node for node in wiring.graph.nodes if "norm" in node.op]
         raw = {node.module for node in norms if bool((wiring.values[node.args[0].name] == -1).all())}
         return {name: units for name, units in plain(model, wiring).items() if name not in raw}
 
@@ -191,7 +191,7 @@ def check_split(entry, wiring, model, seed, generator):
     assert all(bool(gradient.isfinite().all()) for gradient in gradients)
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
     before = {name: tensor.clone() for name, tensor in state.items()}
     network.eval().write(state, head)
     for name, labels in wiring.parameters.items():
@@ -225,9 +225,8 @@ def check(plan, n_seeds=N_SEEDS):
     found = ["checked"]
     state = oracle.tensors_of(model) | dict(wiring.graph.constants)
     check_narrowing(wiring, state, model, example)
-    for seed in range(n_seeds):
-        if wiring.n_units:
-            found.append("depends" if check_isolation(entry, wiring, seed) else "depends on nothing")
+    if wiring.n_units:
+        found += ["depends" if check_isolation(entry, wiring, seed) else "depends on nothing" for seed in range(n_seeds)]
     generator = torch.Generator().manual_seed(7)
     stirred = oracle.plain(entry)
     oracle.stir_(stirred, wiring, generator)

@@ -181,8 +181,8 @@ class PoolBuilder:
         labels, size = self.wiring.values[name].flatten(), self.wiring.node(name).size(dim)
         wanted = kept_positions(self.wiring, node.name, self.pool_member)
         place = aligned(dim, len(self.wiring.node(name).shape or ()), len(node.shape or ()))
-        if wanted is not None and wanted[0] != place:
-            return value
+        if (wanted is not None and wanted[0] != place) or (self.wiring.kind(node) == "attention" and size != node.size(place)):
+            return value  # heads of keys stand beside more heads of queries
         places = torch.arange(size) if wanted is None else wanted[1]
         if size != node.size(place) and node.name in self.wiring.origins:
             places = self.wiring.origins[node.name][places]

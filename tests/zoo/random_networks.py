@@ -1,27 +1,22 @@
-"""Networks that are built from a plan: nested tuples of operations, printed as a literal that builds the same network again.
-
-A step is a tuple: the name of an operation in `OPS` and its arguments. A sequence is a tuple of steps; some operations
-have sequences among their arguments. `clnp` is not used here.
-"""
+"""Random networks: plans, the networks that they describe, and a hypothesis strategy whose every plan can be built."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
+from hypothesis import strategies as st
+from random_ops import ACTIVATIONS, MERGING, OPS, channel, sequence, shape_after
 from torch import Tensor, nn
 from zoo_entry import Entry
-from zoo_language import HandRMSNorm
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from random_ops import Shape, Step, Steps
 
-Shape = tuple[int, ...]
-"""Of one example: (C, H, W) a map, (T, D) tokens, (F,) flat features."""
-Step = tuple[Any, ...]
-Steps = tuple[Step, ...]
+MOST = {3: (16, 8, 8), 2: (16, 24), 1: (72,)}
+"""The largest sizes of a map, of tokens, of flat features."""
 
 
 @dataclass(frozen=True)
@@ -35,22 +30,6 @@ class Plan:
     stems: tuple[Steps, ...]
     trunk: Steps = ()
     outputs: tuple[Steps, ...] = ((),)
-
-
-class Does(nn.Module):
-    """A module whose forward pass is `run(self, x)`; parts are modules, parameters or buffers."""
-
-    def __init__(self, run: Callable[[Any, Tensor], Tensor], **parts: nn.Module | nn.Parameter | Tensor) -> None:
-        super().__init__()
-        self.run = run
-        for name, part in parts.items():
-            if isinstance(part, Tensor) and not isinstance(part, nn.Parameter):
-                self.register_buffer(name, part)
-            else:
-                setattr(self, name, part)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run(self, x)
 
 
 class Planned(nn.Module):
@@ -91,349 +70,272 @@ def entry_of(plan: Plan) -> Entry:
     return Entry(repr(plan), lambda: Planned(plan), batch, {})
 
 
-def sequence(steps: Steps, shape: Shape) -> nn.Sequential:
-    """The modules of some steps."""
-    modules = nn.Sequential()
-    for number, step in enumerate(steps):
-        modules.add_module(f"{number}_{step[0]}", module(step, shape))
-        shape = shape_after((step,), shape)
-    return modules
+class Drawing:
+    """Draws steps; keeps track of how deep sequences are nested."""
+
+    def __init__(self, draw: Any) -> None:
+        self.draw = draw
+
+    def one(self, *choices: Any) -> Any:
+        return self.draw(st.sampled_from(choices))
+
+    def number(self, low: int, high: int) -> int:
+        return self.draw(st.integers(low, high))
+
+    def maybe(self) -> bool:
+        return self.draw(st.booleans())
+
+    def divisor(self, n: int, *, least: int = 1) -> int:
+        return self.one(*[k for k in range(least, n + 1) if n % k == 0])
+
+    # ---- sequences
+
+    def steps(self, shape: Shape, most: int, depth: int, *, keep: bool = False) -> tuple[Steps, Shape]:
+        """Draw some steps on a shape; with `keep` only the number of channels may change."""
+        found: list[Step] = []
+        for _ in range(self.number(1, most)):
+            step = self.step(shape, depth)
+            if step is None:
+                continue
+            after = shape_after((step,), shape)
+            small = len(after) in MOST and all(size <= limit for size, limit in zip(after, MOST[len(after)], strict=True))
+            kept = len(after) == len(shape) and _positions(after) == _positions(shape)
+            if small and min(after) > 0 and (kept or not keep):
+                found.append(step)
+                shape = after
+        return tuple(found), shape
+
+    def same(self, shape: Shape, depth: int) -> Steps:
+        """Draw steps after which the shape is what it was."""
+        return self.ending(shape, depth, shape[channel(shape) - 1])
+
+    def ending(self, shape: Shape, depth: int, channels: int) -> Steps:
+        """Draw steps that end with so many channels, at the same positions."""
+        steps, after = self.steps(shape, 3, depth, keep=True)
+        return steps if after[channel(after) - 1] == channels else (*steps, ("mix", channels, self.maybe()))
+
+    def step(self, shape: Shape, depth: int) -> Step | None:
+        """Draw one step; None where the one that was chosen does not fit."""
+        if shape[-1] < 0:
+            return ("embed", self.number(2, 8))
+        table = [*ANYWHERE, *{3: ON_MAPS, 2: ON_TOKENS, 1: ON_FLAT}[len(shape)], *(NESTED if depth else ())]
+        name, make = self.one(*table)
+        arguments = make(self, shape, depth - 1)
+        return None if arguments is None else (name, *arguments)
+
+    def flat(self, shape: Shape, most: int, depth: int) -> tuple[Steps, Shape]:
+        """Draw steps that end with flat features."""
+        steps, after = self.steps(shape, most, depth)
+        for _ in range(2):
+            if len(after) > 1:
+                kinds = ["mean", "max", "flatten", "first", "last", "view", *(("tokens",) if len(after) == 3 else ())]
+                last = ("reduce", self.one(*kinds))
+                if len(after) == 3 and shape_after((last,), after)[0] > MOST[1][0]:
+                    last = ("reduce", "mean")
+                steps, after = (*steps, last), shape_after((last,), after)
+        return (steps, after) if len(after) == 1 else ((*steps, ("reduce", "mean")), after[1:])
 
 
-def module(step: Step, shape: Shape) -> nn.Module:
-    """The module of one step."""
-    return OPS[step[0]](shape, *step[1:])
+def _positions(shape: Shape) -> Shape:
+    return tuple(size for dim, size in enumerate(shape, 1) if dim != channel(shape))
 
 
-@torch.no_grad()
-def shape_after(steps: Steps, shape: Shape) -> Shape:
-    """The shape of the result of some steps."""
-    for step in steps:
-        ids = shape[-1] < 0
-        x = torch.zeros(2, shape[0], dtype=torch.long) if ids else torch.zeros(2, *shape)
-        with torch.random.fork_rng(devices=[]):
-            shape = tuple(module(step, shape).eval()(x).shape[1:])
-    return shape
+def _out(d: Drawing) -> int:
+    return d.number(2, 8)
 
 
-# ---- what is done at every kind of shape
+def _c(shape: Shape) -> int:
+    return shape[channel(shape) - 1]
 
 
-def channel(shape: Shape) -> int:
-    """The dimension of a batch along which channels lie."""
-    return 2 if len(shape) == 2 else 1
-
-
-def param(*shape: int) -> nn.Parameter:
-    return nn.Parameter(0.5 + 0.3 * torch.randn(shape))
-
-
-def mix(shape: Shape, out: int, bias: bool = True) -> nn.Module:
-    """A layer that acts on each position."""
-    return nn.Conv2d(shape[0], out, 1, bias=bias) if len(shape) == 3 else nn.Linear(shape[-1], out, bias)
-
-
-def norm(shape: Shape, kind: str, groups: int = 1) -> nn.Module:
-    c, last = shape[channel(shape) - 1], {"ln": nn.LayerNorm, "rms": nn.RMSNorm, "hand": HandRMSNorm}
-    if kind in last:
-        made = last[kind](c) if kind == "hand" else last[kind](c, eps=1e-3)
-        return Does(lambda m, x: m.n(x.movedim(1, -1)).movedim(-1, 1), n=made) if len(shape) == 3 else made
+def _norm(d: Drawing, shape: Shape, _: int) -> Step | None:
+    kind = d.one("batch", "ln", "rms", "group", "hand", "instance")
+    if kind == "instance":
+        return (kind, d.number(0, 1)) if len(shape) > 1 and min(_positions(shape)) > 1 else ("batch",)
     if kind == "group":
-        made = nn.GroupNorm(groups, c, eps=1e-3)
-    elif kind == "instance":
-        made = (nn.InstanceNorm2d if len(shape) == 3 else nn.InstanceNorm1d)(c, eps=1e-3, affine=bool(groups))
-    else:
-        made = (nn.BatchNorm2d if len(shape) == 3 else nn.BatchNorm1d)(c, eps=1e-3)
-    return Does(lambda m, x: m.n(x.transpose(1, 2)).transpose(1, 2), n=made) if len(shape) == 2 else made
+        groups = d.divisor(_c(shape))
+        return (kind, groups) if prod(shape) > groups else ("batch",)  # torch asks for two numbers in a group
+    return (kind,)
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": torch.relu,
-    "gelu": F.gelu,
-    "silu": F.silu,
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "leaky": lambda x: F.leaky_relu(x, 0.1),
-    "hardswish": F.hardswish,
-    "softplus": F.softplus,
-    "square": lambda x: torch.relu(x).square(),
-    "shifted": lambda x: 0.5 - torch.cos(x),
-    "clamp": lambda x: x.clamp(-1, 1),
-}
+def _several(d: Drawing, shape: Shape, depth: int) -> Step:
+    return tuple(d.steps(shape, 3, depth, keep=True)[0] for _ in range(d.number(2, 3)))
 
 
-def act(shape: Shape, name: str) -> nn.Module:
-    return Does(lambda _, x: ACTIVATIONS[name](x))
+def _like(d: Drawing, shape: Shape, depth: int) -> Step:
+    """Branches of equal shape."""
+    n = _c(shape) if d.maybe() else _out(d)
+    return tuple(d.ending(shape, depth, n) for _ in range(2))
 
 
-def branches(run: Callable[[list[Tensor]], Tensor]) -> Callable[..., nn.Module]:
-    def make(shape: Shape, *plans: Steps) -> nn.Module:
-        return Does(lambda m, x: run([part(x) for part in m.parts]), parts=nn.ModuleList(sequence(steps, shape) for steps in plans))
+def _split(d: Drawing, shape: Shape, depth: int) -> Step | None:
+    if _c(shape) < 2:
+        return None
+    size = d.number(1, _c(shape) - 1)
+    parts = [tuple(n if dim == channel(shape) else s for dim, s in enumerate(shape, 1)) for n in (size, _c(shape) - size)]
+    return size, *(d.steps(part, 2, depth, keep=True)[0] if d.maybe() else () for part in parts)
 
-    return make
 
+def _gate(d: Drawing, shape: Shape, _: int) -> Step | None:
+    return None if _c(shape) % 2 else (d.one("silu", "sum", "glu"),)
 
-def across(run: Callable[[list[Tensor], int], Tensor]) -> Callable[..., nn.Module]:
-    return lambda shape, *plans: branches(lambda parts: run(parts, channel(shape)))(shape, *plans)
 
+def _cut(d: Drawing, shape: Shape, _: int) -> Step:
+    start = d.number(0, _c(shape) - 1)
+    return start, d.number(start + 1, _c(shape)), d.number(1, 2)
 
-def interleaved(parts: list[Tensor], dim: int) -> Tensor:
-    """a0 b0 a1 b1 ..."""
-    return torch.stack(parts, dim + 1).flatten(dim, dim + 1)
 
+def _conv(d: Drawing, shape: Shape, _: int) -> Step:
+    mode = d.one("zeros", "zeros", "reflect", "circular") if min(shape[1:]) > 2 else "zeros"
+    return _out(d), d.one(1, 3), d.number(1, 2), 1, mode, d.maybe()
 
-def chunk_gate(shape: Shape, form: str) -> nn.Module:
-    def run(m: Any, x: Tensor) -> Tensor:
-        if form == "glu":
-            return F.glu(x, channel(shape))
-        a, b = x.chunk(2, channel(shape))
-        return a * F.silu(b) if form == "silu" else torch.sigmoid(a) + b
 
-    return Does(run)
+def _grouped(d: Drawing, shape: Shape, _: int) -> Step:
+    groups = d.divisor(shape[0])
+    return groups * d.number(1, 2), d.one(1, 3), 1, groups, "zeros", d.maybe()
 
 
-def split_cat(shape: Shape, size: int, first: Steps, second: Steps) -> nn.Module:
-    """Cut the channels in two, let each part go its way, and put them back in the other order."""
-    dim, c = channel(shape), shape[channel(shape) - 1]
+def _transposed(d: Drawing, shape: Shape, _: int) -> Step:
+    groups = d.divisor(shape[0]) if d.maybe() else 1
+    return groups * d.number(1, 3), d.number(2, 3), groups
 
-    def run(m: Any, x: Tensor) -> Tensor:
-        a, b = x.split([size, c - size], dim)
-        return torch.cat([m.second(b), m.first(a)], dim)
 
-    sizes = [tuple(n if d == dim else s for d, s in enumerate(shape, 1)) for n in (size, c - size)]
-    return Does(run, first=sequence(first, sizes[0]), second=sequence(second, sizes[1]))
+def _pool(d: Drawing, shape: Shape, _: int) -> Step | None:
+    kind = d.one("max", "avg", "max-same", "avg-same", "adaptive", "nearest", "bilinear", "reflect", "pixel-shuffle", "pixel-unshuffle")
+    even = all(size % 2 == 0 for size in shape[1:])
+    fits = {
+        "max": min(shape[1:]) > 1,
+        "avg": min(shape[1:]) > 1,
+        "reflect": min(shape[1:]) > 1,
+        "pixel-shuffle": shape[0] % 4 == 0,
+        "pixel-unshuffle": even,
+    }
+    return (kind,) if fits.get(kind, True) else None
 
 
-def shuffle(shape: Shape, groups: int) -> nn.Module:
-    dim = channel(shape)
-    return Does(lambda _, x: x.unflatten(dim, (groups, -1)).transpose(dim, dim + 1).flatten(dim, dim + 1))
-
-
-def squeeze_excite(shape: Shape, inner: int) -> nn.Module:
-    c = shape[0]
-
-    def run(m: Any, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(m.up(torch.relu(m.down(x.mean((2, 3)))))).view(-1, c, 1, 1)
-
-    return Does(run, down=nn.Linear(c, inner), up=nn.Linear(inner, c))
-
-
-def pad(shape: Shape, left: int, right: int, value: float) -> nn.Module:
-    amounts = (left, right) if len(shape) < 3 else (0, 0, 0, 0, left, right)
-    return Does(lambda _, x: F.pad(x, amounts, value=value))
-
-
-def cut(shape: Shape, start: int, stop: int, stride: int) -> nn.Module:
-    index = [slice(None)] * channel(shape) + [slice(start, stop, stride)]
-    return Does(lambda _, x: x[tuple(index)])
-
-
-def permuted(shape: Shape, *order: int) -> nn.Module:
-    return Does(lambda m, x: x.index_select(channel(shape), m.order), order=torch.tensor(order))
-
-
-def scale(shape: Shape, kind: str) -> nn.Module:
-    c, wide = shape[channel(shape) - 1], [1] * (len(shape) - 2) if len(shape) == 3 else []
-    per_channel = (c, *wide, 1) if len(shape) == 3 else (c,)
-    if kind == "channel":
-        return Does(lambda m, x: x * m.g, g=param(*per_channel))
-    if kind == "affine":
-        return Does(lambda m, x: m.g * x + m.b, g=param(*per_channel), b=param(*per_channel))
-    if kind == "number":
-        return Does(lambda m, x: x * m.g, g=param(1))
-    return Does(lambda m, x: x + m.p, p=param(1, *shape))  # a position
-
-
-def prelu(shape: Shape, each: bool) -> nn.Module:
-    return nn.PReLU(shape[0] if each and len(shape) != 2 else 1)
-
-
-MERGING: dict[str, Callable[[Tensor, int], Tensor]] = {
-    "fft": lambda x, dim: torch.fft.fft(x, dim=dim).real,
-    "sort": lambda x, dim: x.sort(dim).values,
-    "softmax": torch.softmax,
-    "cumsum": torch.cumsum,
-    "centred": lambda x, dim: x - x.mean(dim, keepdim=True),
-    "largest": lambda x, dim: x * torch.sigmoid(x.amax(dim, keepdim=True)),
-}
-
-
-def merging(shape: Shape, kind: str) -> nn.Module:
-    """Operations that mix channels without a weight."""
-    return Does(lambda _, x: MERGING[kind](x, channel(shape)))
-
-
-def twice(shape: Shape, steps: Steps) -> nn.Module:
-    return Does(lambda m, x: m.f(m.f(x)), f=sequence(steps, shape))
-
-
-def siamese(shape: Shape, steps: Steps) -> nn.Module:
-    return Does(lambda m, x: torch.cat([m.f(x), m.f(torch.tanh(x))], channel(shape)), f=sequence(steps, shape))
-
-
-def swiglu(shape: Shape, inner: int) -> nn.Module:
-    return Does(
-        lambda m, x: m.out(F.silu(m.gate(x)) * m.up(x)), gate=mix(shape, inner), up=mix(shape, inner), out=nn.Linear(inner, shape[-1])
-    )
-
-
-# ---- maps
-
-
-def conv(shape: Shape, out: int, k: int, stride: int, groups: int, mode: str, bias: bool) -> nn.Module:
-    return nn.Conv2d(shape[0], out, k, stride, k // 2, groups=groups, padding_mode=mode, bias=bias)
-
-
-def spatial_gate(shape: Shape) -> nn.Module:
-    def run(m: Any, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(m.conv(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)))
-
-    return Does(run, conv=nn.Conv2d(2, 1, 3, 1, 1))
-
-
-POOLS: dict[str, Callable[[Tensor], Tensor]] = {
-    "max": lambda x: F.max_pool2d(x, 2),
-    "avg": lambda x: F.avg_pool2d(x, 2),
-    "max-same": lambda x: F.max_pool2d(x, 3, 1, 1),
-    "avg-same": lambda x: F.avg_pool2d(x, 3, 1, 1),
-    "adaptive": lambda x: F.adaptive_avg_pool2d(x, 2),
-    "nearest": lambda x: F.interpolate(x, scale_factor=2.0),
-    "bilinear": lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear"),
-    "reflect": lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
-    "pixel-shuffle": lambda x: F.pixel_shuffle(x, 2),
-    "pixel-unshuffle": lambda x: F.pixel_unshuffle(x, 2),
-}
-
-
-def moved(shape: Shape, how: str, dim: int) -> nn.Module:
-    return Does(lambda _, x: x.flip(dim) if how == "flip" else x.roll(1, dim))
-
-
-# ---- tokens
-
-
-def extra_tokens(shape: Shape, n: int, front: bool) -> nn.Module:
-    def run(m: Any, x: Tensor) -> Tensor:
-        more = m.tokens.expand(x.shape[0], -1, -1)
-        return torch.cat([more, x] if front else [x, more], 1)
-
-    return Does(run, tokens=param(1, n, shape[1]))
-
-
-def heads_of(x: Tensor, n: int) -> Tensor:
-    return x.unflatten(2, (n, -1)).transpose(1, 2)
-
-
-def attended(form: str, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
-    if form == "sdpa":
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=k.shape[1] < q.shape[1])
-    if k.shape[1] < q.shape[1]:
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-    scores = torch.einsum("bhqd,bhkd->bhqk", q, k) if form == "einsum" else q @ k.transpose(2, 3)
-    scores = scores * q.shape[3] ** -0.5
-    if causal:
-        keep = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).tril()
-        scores = scores.masked_fill(~keep, float("-inf"))
-    weights = scores.softmax(-1)
-    return torch.einsum("bhqk,bhkd->bhqd", weights, v) if form == "einsum" else weights @ v
-
-
-def attention(shape: Shape, form: str, n: int, n_kv: int, size: int, causal: bool, normed: bool) -> nn.Module:
-    d = shape[1]
+def _attention(d: Drawing, shape: Shape, _: int) -> Step:
+    form = d.one("sdpa", "einsum", "matmul", "mha")
     if form == "mha":
-        return Does(lambda m, x: m.attn(x, x, x, need_weights=False)[0], attn=nn.MultiheadAttention(d, n, batch_first=True))
-    parts = {"q_norm": nn.LayerNorm(size), "k_norm": nn.RMSNorm(size, eps=1e-3)} if normed else {}
-
-    def run(m: Any, x: Tensor) -> Tensor:
-        q, k, v = m.qkv(x).split([n * size, n_kv * size, n_kv * size], 2)
-        q, k, v = heads_of(q, n), heads_of(k, n_kv), heads_of(v, n_kv)
-        if normed:
-            q, k = m.q_norm(q), m.k_norm(k)
-        return m.out(attended(form, q, k, v, causal).transpose(1, 2).flatten(2))
-
-    return Does(run, qkv=nn.Linear(d, (n + 2 * n_kv) * size), out=nn.Linear(n * size, d), **parts)
+        return form, d.divisor(shape[1]), 0, 0, False, False
+    n = d.number(1, 4)
+    return form, n, d.divisor(n), d.number(1, 3), d.maybe(), d.maybe()
 
 
-def token_mix(shape: Shape, out: int) -> nn.Module:
-    return Does(lambda m, x: m.f(x.transpose(1, 2)).transpose(1, 2), f=nn.Linear(shape[0], out))
+def _recurrent(d: Drawing, _shape: Shape, _: int) -> Step:
+    return d.one("lstm", "gru", "rnn"), d.number(2, 5), d.number(1, 2), d.maybe(), d.number(0, 3) == 3
 
 
-def spatial_unit(shape: Shape) -> nn.Module:
-    """The gate of gMLP."""
-
-    def run(m: Any, x: Tensor) -> Tensor:
-        a, b = x.chunk(2, -1)
-        return a * m.f(m.n(b).transpose(1, 2)).transpose(1, 2)
-
-    return Does(run, f=nn.Linear(shape[0], shape[0]), n=nn.LayerNorm(shape[1] // 2, eps=1e-3))
+def _along_tokens(d: Drawing, shape: Shape, _: int) -> Step:
+    groups = d.divisor(shape[1]) if d.maybe() else 1
+    return groups * d.number(1, 2), d.number(1, 3), groups
 
 
-def recurrent(shape: Shape, kind: str, hidden: int, layers: int, both: bool, last: bool) -> nn.Module:
-    made = getattr(nn, kind.upper())(shape[1], hidden, layers, batch_first=True, bidirectional=both)
-
-    def run(m: Any, x: Tensor) -> Tensor:
-        out, state = m.rnn(x)
-        return out if not last else (state[0] if kind == "lstm" else state)[-1]
-
-    return Does(run, rnn=made)
+def _some_tokens(d: Drawing, shape: Shape, _: int) -> Step:
+    start = d.number(0, shape[0] - 1)
+    return start, d.number(start + 1, shape[0])
 
 
-def along_tokens(shape: Shape, out: int, k: int, groups: int) -> nn.Module:
-    made = nn.Conv1d(shape[1], out, k, groups=groups)
-    return Does(lambda m, x: m.f(F.pad(x.transpose(1, 2), (k - 1, 0))).transpose(1, 2), f=made)
+def _tokens_to_map(d: Drawing, shape: Shape, _: int) -> Step:
+    h = d.divisor(shape[0])
+    return shape[1], h, shape[0] // h
 
 
-REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "mean": lambda x: x.mean(1) if x.dim() == 3 else x.mean((2, 3)),
-    "max": lambda x: x.amax(1) if x.dim() == 3 else F.adaptive_max_pool2d(x, 1).flatten(1),
-    "flatten": lambda x: x.flatten(1),
-    "first": lambda x: x[:, 0] if x.dim() == 3 else x[:, :, 0, 0],
-    "last": lambda x: x[:, -1] if x.dim() == 3 else x[..., -1, -1],
-    "view": lambda x: x.contiguous().view(x.shape[0], -1),
-    "pool": lambda x: F.adaptive_avg_pool1d(x.transpose(1, 2), 1).squeeze(2) if x.dim() == 3 else F.avg_pool2d(x, 2).flatten(1),
-    "tokens": lambda x: x.flatten(2).transpose(1, 2),  # of a map
-}
+def _flat_to_map(d: Drawing, shape: Shape, _: int) -> Step:
+    c = d.divisor(shape[0])
+    h = d.divisor(shape[0] // c)
+    return c, h, shape[0] // c // h
 
-OPS: dict[str, Callable[..., nn.Module]] = {
-    "mix": mix,
-    "norm": norm,
-    "act": act,
-    "prelu": prelu,
-    "dropout": lambda _, p: nn.Dropout(p),
-    "residual": branches(lambda parts: parts[0]),  # replaced below
-    "sum": branches(lambda parts: sum(parts[1:], parts[0])),
-    "product": branches(lambda parts: parts[0] * torch.sigmoid(parts[1])),
-    "cat": across(torch.cat),
-    "interleave": across(interleaved),
-    "chunk-gate": chunk_gate,
-    "split-cat": split_cat,
-    "shuffle": shuffle,
-    "squeeze-excite": squeeze_excite,
-    "pad": pad,
-    "cut": cut,
-    "permute": permuted,
-    "scale": scale,
-    "merging": merging,
-    "twice": twice,
-    "siamese": siamese,
-    "swiglu": swiglu,
-    "conv": conv,
-    "conv-transpose": lambda shape, out, k, groups: nn.ConvTranspose2d(shape[0], out, k, 2, groups=groups),
-    "einsum": lambda shape, out: Does(lambda m, x: torch.einsum("bchw,oc->bohw", x, m.w), w=nn.Parameter(torch.randn(out, shape[0]))),
-    "spatial-gate": spatial_gate,
-    "pool": lambda _, kind: Does(lambda _, x: POOLS[kind](x)),
-    "move": moved,
-    "extra-tokens": extra_tokens,
-    "attention": attention,
-    "token-mix": token_mix,
-    "spatial-unit": spatial_unit,
-    "recurrent": recurrent,
-    "along-tokens": along_tokens,
-    "some-tokens": lambda _, start, stop: Does(lambda _, x: x[:, start:stop]),
-    "reduce": lambda _, kind: Does(lambda _, x: REDUCTIONS[kind](x)),
-    "to-map": lambda _, c, h, w: Does(lambda _, x: x.view(-1, c, h, w) if x.dim() == 2 else x.transpose(1, 2).unflatten(2, (h, w))),
-    "to-tokens": lambda _, t, d: Does(lambda _, x: x.reshape(x.shape[0], t, d)),
-    "embed": lambda shape, d: nn.Embedding(-shape[1], d),
-}
-OPS["residual"] = lambda shape, steps: Does(lambda m, x: x + m.f(x), f=sequence(steps, shape))
-"""name -> a function of the shape of an example and the step's arguments that makes the module."""
+
+def _flat_to_tokens(d: Drawing, shape: Shape, _: int) -> Step:
+    t = d.divisor(shape[0])
+    return t, shape[0] // t
+
+
+ANYWHERE: list[tuple[str, Any]] = [
+    ("mix", lambda d, _, __: (_out(d), d.maybe())),
+    ("act", lambda d, _, __: (d.one(*ACTIVATIONS),)),
+    ("norm", _norm),
+    ("mix", lambda d, _, __: (_out(d), d.maybe())),
+    ("scale", lambda d, _, __: (d.one("channel", "affine", "number", "position"),)),
+    ("chunk-gate", _gate),
+    ("shuffle", lambda d, shape, _: (d.divisor(_c(shape)),)),
+    ("cut", _cut),
+    ("permute", lambda d, shape, _: tuple(d.draw(st.permutations(range(_c(shape)))))),
+    ("pad", lambda d, _, __: (d.number(0, 2), d.number(0, 2), d.one(0.0, 0.5))),
+    ("prelu", lambda d, _, __: (d.maybe(),)),
+    ("dropout", lambda _, __, ___: (0.3,)),
+    ("merging", lambda d, _, __: (d.one(*MERGING),)),
+]
+NESTED: list[tuple[str, Any]] = [
+    ("residual", lambda d, shape, depth: (d.same(shape, depth),)),
+    ("sum", _like),
+    ("cat", _several),
+    ("product", _like),
+    ("interleave", _like),
+    ("split-cat", _split),
+    ("twice", lambda d, shape, depth: (d.same(shape, depth),)),
+    ("siamese", lambda d, shape, depth: (d.same(shape, depth),)),
+]
+ON_MAPS: list[tuple[str, Any]] = [
+    ("conv", _conv),
+    ("conv", _grouped),
+    ("pool", _pool),
+    ("conv-transpose", _transposed),
+    ("einsum", lambda d, _, __: (_out(d),)),
+    ("squeeze-excite", lambda d, _, __: (_out(d),)),
+    ("spatial-gate", lambda _, __, ___: ()),
+    ("move", lambda d, _, __: (d.one("flip", "roll"), d.number(1, 3))),
+    ("reduce", lambda _, __, ___: ("tokens",)),
+    ("reduce", lambda d, _, __: (d.one("mean", "max", "flatten"),)),
+]
+ON_TOKENS: list[tuple[str, Any]] = [
+    ("attention", _attention),
+    ("attention", _attention),
+    ("swiglu", lambda d, _, __: (_out(d),)),
+    ("recurrent", _recurrent),
+    ("along-tokens", _along_tokens),
+    ("token-mix", lambda d, _, __: (_out(d),)),
+    ("spatial-unit", lambda _, shape, __: None if shape[1] % 2 else ()),
+    ("extra-tokens", lambda d, _, __: (d.number(1, 2), d.maybe())),
+    ("some-tokens", _some_tokens),
+    ("move", lambda d, _, __: (d.one("flip", "roll"), d.number(1, 2))),
+    ("to-map", _tokens_to_map),
+    ("reduce", lambda d, _, __: (d.one("mean", "max", "first", "last", "flatten", "pool"),)),
+]
+ON_FLAT: list[tuple[str, Any]] = [
+    ("swiglu", lambda d, _, __: (_out(d),)),
+    ("to-map", _flat_to_map),
+    ("to-tokens", _flat_to_tokens),
+]
+
+
+@st.composite
+def plans(draw: Any, most: int = 7, depth: int = 2) -> Plan:
+    """Draw a plan."""
+    d = Drawing(draw)
+    kinds = [d.one("map", "tokens", "flat", "ids", "map", "tokens")]
+    if d.number(0, 5) == 5:
+        kinds.append(d.one("flat", "ids", "map"))
+    inputs, stems, total = [], [], 0
+    for kind in kinds:
+        given = {
+            "map": lambda: (d.number(1, 3), d.number(4, 6), d.number(4, 6)),
+            "tokens": lambda: (d.number(3, 6), d.number(2, 4)),
+            "flat": lambda: (d.number(2, 6),),
+            "ids": lambda: ("ids", d.number(3, 6), 7),
+        }[kind]()
+        shape, first = shape_of(given), ()
+        if kind != "ids" and d.number(0, 5) < 5:  # most networks begin with a layer
+            first = (("conv", *_conv(d, shape, 0)),) if kind == "map" and d.maybe() else (("mix", _out(d), True),)
+        elif kind == "ids":
+            first = (("embed", d.number(2, 8)),)
+        steps, (size,) = d.flat(shape_after(first, shape), most if len(kinds) == 1 else 3, depth)
+        inputs.append(given)
+        stems.append((*first, *steps))
+        total += size
+    trunk, after = d.steps((total,), 3, 1, keep=True) if d.maybe() else ((), (total,))
+    outputs = tuple(d.steps(after, 2, 0, keep=True)[0] for _ in range(2)) if d.number(0, 7) == 7 else ((),)
+    return Plan(tuple(inputs), tuple(stems), trunk, outputs)
+
+
+assert {name for table in (ANYWHERE, NESTED, ON_MAPS, ON_TOKENS, ON_FLAT) for name, _ in table} | {"embed"} == set(OPS)

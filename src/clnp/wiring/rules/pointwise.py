@@ -122,9 +122,11 @@ def _behind_each_other(tracer: Tracer, node: Node, values: Sequence[Value], dim:
                 return None
             line = tracer.only_along(node, value, set(range(line.dim())) - {dim})
         lines.append(line)
+    across = lines[0]
     for line in lines[1:]:
-        tracer.tie(node, lines[0], line)
-    return lines[0]
+        tracer.tie(node, across, line)
+        across = torch.where(across == EVERYONE, line, across)
+    return across
 
 
 def glu(tracer: Tracer, node: Node, arguments: list[Any]) -> Labels:

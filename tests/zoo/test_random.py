@@ -253,7 +253,7 @@ def check_many(n, most, depth):
     assert total >= n
     assert counts["refused"] <= 0.1 * total
     assert counts["depends on nothing"] <= 0.2 * counts["depends"]
-    assert counts["nothing to train"] <= 0.2 * counts["trained"]
+    assert counts["trained"] >= total, "a pool of random units is often cut off from the output; most networks must be trained all the same"
 
 
 RAW_BESIDE = ("cat", (), (("mix", 5, True),))

@@ -57,11 +57,11 @@ def test_help_answers_at_once_and_without_torch():
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.stderr == "False"
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
-    for command in ("demo", "list", "run", "status", "report", "inspect"):
+    for command in ("demo", "list", "run", "status", "report", "export", "inspect"):
         assert re.search(rf"^  {command} ", done.stdout, re.MULTILINE)
 
 
-@pytest.mark.parametrize("command", ["demo", "list", "run", "status", "report", "inspect"])
+@pytest.mark.parametrize("command", ["demo", "list", "run", "status", "report", "export", "inspect"])
 def test_every_command_and_option_has_a_help_text(clnp, command):
     code, out, _ = clnp(command, "--help")
     assert code == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -22,7 +24,7 @@ def no_severing(patch):
     def nothing(owner, needed, rows, columns):
         return torch.zeros(len(rows), len(columns), dtype=torch.bool)
 
-    patch.setattr(clnp.learner, "severed", nothing)
+    patch.setattr(clnp.pruning, "severed", nothing)
 
 
 def no_closure(patch):
@@ -87,14 +89,16 @@ def norms_not_estimated_again(patch):
 
 def claimed_rows_written(patch):
     """Put the pool's rows one place too early."""
-    real = clnp.split.Piece.write
+    real = clnp.split.write_back
 
-    def shifted(self, state):
-        if self.rows.numel() and int(self.rows.min()) > 0 and not self.name.startswith("head."):
-            self = clnp.split.Piece(self.name, self.rows - 1, self.columns, self.tensor)
-        real(self, state)
+    def early(dim, index):
+        return index - 1 if dim == 0 and index.numel() and int(index.min()) > 0 else index
 
-    patch.setattr(clnp.split.Piece, "write", shifted)
+    def shifted(wiring, pieces, *stores):
+        moved = [p if p.of_head else replace(p, places=[(dim, early(dim, index)) for dim, index in p.places]) for p in pieces]
+        real(wiring, moved, *stores)
+
+    patch.setattr(clnp.split, "write_back", shifted)
 
 
 def order_of_units_not_fixed(patch):

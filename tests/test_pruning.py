@@ -80,8 +80,8 @@ def new(name="mlp"):
     return copy.deepcopy(empty(name))  # captured once
 
 
-def nothing_released(scores, visible, measure, *, correct, allowed):
-    del scores, measure, allowed
+def nothing_released(scores, visible, measure, *, correct, allowed, may_empty):
+    del scores, measure, allowed, may_empty
     return Selection(dict(visible), correct, 0)
 
 
@@ -159,9 +159,17 @@ def test_when_even_the_mildest_pruning_breaks_the_margin_the_whole_pool_is_kept(
     assert result.margin_paid == 0
 
 
-def test_a_wide_margin_leaves_one_unit_in_each_group(monkeypatch):
-    result = learn(new("resnet"), Watch(monkeypatch), margin=0.99, epochs=1, finetune_epochs=0, rounds=1)
-    assert set(result.claimed.values()) == {1}
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("mlp", {"2": 1, "5": 1}),
+        ("vgg", {"0": 1, "5": 1, "10": 1}),
+        ("resnet", {"stem": 1, "block1.conv1": 0, "block2.conv1": 0, "block2.conv2": 1}),
+    ],
+)
+def test_a_wide_margin_leaves_one_unit_on_the_only_way_and_none_in_a_branch(name, left, monkeypatch):
+    result = learn(new(name), Watch(monkeypatch), margin=0.99, epochs=1, finetune_epochs=0, rounds=1)
+    assert result.claimed == left
 
 
 def test_a_wider_margin_leaves_more_room(monkeypatch):
@@ -181,8 +189,9 @@ def test_pruning_alone_leaves_every_surviving_weight_as_it_was_trained(monkeypat
     found = learner.predictor("a").state_dict()
     trained = watch.unpruned
     assert torch.equal(found["2.weight"], trained["pool.given.2.weight"][kept["2"]])
+    assert torch.equal(found["2.bias"], trained["pool.own.2.bias"][kept["2"]])
     assert torch.equal(found["5.weight"], trained["pool.pool.5.weight"][kept["5"]][:, kept["2"]])
-    assert torch.equal(found["5.bias"], trained["pool.bias.5.bias"][kept["5"]])
+    assert torch.equal(found["5.bias"], trained["pool.own.5.bias"][kept["5"]])
     assert torch.equal(found["head.weight"], trained["head_pool"][:, kept["5"]])
 
 
@@ -376,10 +385,11 @@ def test_a_head_after_which_something_follows_is_refused_at_zeros_too():
     ("net", "example", "head"),
     [
         (lambda: nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)), torch.zeros(2, 9), "1"),
-        (lambda: Net(lambda n, x: {"logits": n.a(x)}, a=nn.Linear(8, 6)), torch.zeros(2, 8), None),
+        (lambda: Net(lambda n, x: {"logits": n.a(x).unflatten(1, (2, 3))}, a=nn.Linear(8, 6)), torch.zeros(2, 8), None),
+        (lambda: Net(lambda n, x: {"number": 1.0}, a=nn.Linear(8, 6)), torch.zeros(2, 8), None),
         (lambda: nn.Linear(8, 6), [0.0] * 8, None),
     ],
-    ids=["another shape and a head", "a dictionary", "no tensor"],
+    ids=["another shape and a head", "a dictionary of images", "a dictionary of numbers", "no tensor"],
 )
 def test_what_cannot_be_a_learner_is_refused(net, example, head):
     with pytest.raises(clnp.ClnpError):

@@ -233,3 +233,19 @@ def test_a_margin_of_exactly_so_many_examples_is_not_lost_to_rounding(data, n):
 @pytest.mark.parametrize(("margin", "n", "allowed"), [(0.29, 100, 29), (0.002, 499, 0), (0.002, 500, 1), (0.0, 10**6, 0), (0.57, 100, 57)])
 def test_margins_by_hand(margin, n, allowed):
     assert allowed_loss(margin, n) == allowed
+
+
+@pytest.mark.parametrize(("may_empty", "left"), [(frozenset(), (1, 1)), ({"a"}, (0, 1)), ({"b"}, (1, 0)), ({"a", "b"}, (0, 0))])
+def test_only_a_group_that_the_network_can_do_without_loses_all_units(may_empty, left):
+    visible = {"a": torch.tensor([True, True, False]), "b": torch.ones(4, dtype=torch.bool)}
+    shown = []
+    found = select(
+        {"a": torch.arange(3.0), "b": torch.arange(4.0)},
+        visible,
+        lambda keep: shown.append(keep) or 5,
+        correct=5,
+        allowed=0,
+        may_empty=may_empty,
+    )
+    assert tuple(int(units.sum()) for units in found.keep.values()) == left
+    assert all(bool(units.any()) or group in may_empty for keep in shown for group, units in keep.items()), "nothing else is even tried"

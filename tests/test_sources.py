@@ -13,6 +13,7 @@ import clnp
 import clnp.sources
 from clnp.config import LearnConfig
 from clnp.errors import DataError
+from clnp.inputs import Form
 from clnp.seeds import generator
 from clnp.sources import StreamExamples, TensorExamples, check_labels, in_memory, open_data
 
@@ -56,7 +57,7 @@ class One(IterableDataset):
 
 
 def opened(train, validation=(X, Y), n_classes=None, shape=(2,), dtype=torch.float32, seed=0):
-    return open_data("a", train, validation, n_classes, LearnConfig(batch_size=4), shape, dtype, generator(seed))
+    return open_data("a", train, validation, n_classes, LearnConfig(batch_size=4), (Form(shape, dtype),), generator(seed))
 
 
 FORMS = {
@@ -97,13 +98,13 @@ def test_no_example_is_lost_where_the_batch_size_does_not_divide(what):
     config = LearnConfig(batch_size=6)
     pictures = Pictures(deterministic=True)
     train, validation = (pictures, (X, Y)) if what == "train" else ((X, Y), Pictures())
-    data = open_data("a", train, validation, None, config, (2,), torch.float32, generator(0))
+    data = open_data("a", train, validation, None, config, (Form((2,), torch.float32),), generator(0))
     part = getattr(data, what)
     assert pairs(part.x, part.y) == pairs(X, Y)
 
 
 def test_training_batches_of_a_dataset_have_one_size_and_another_tail_every_epoch():
-    data = open_data("a", Pictures(), (X, Y), None, LearnConfig(batch_size=6), (2,), torch.float32, generator(0))
+    data = open_data("a", Pictures(), (X, Y), None, LearnConfig(batch_size=6), (Form((2,), torch.float32),), generator(0))
     seen = set()
     for epoch in range(6):
         found = list(data.train.batches(0, generator(epoch)))

@@ -277,7 +277,7 @@ def edit(saved, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "expected format 1, found 2. Install the clnp version that wrote it"),
+        ({"format": 3}, "expected format 1 or 2, found 3. Install the clnp version that wrote it"),
         ({"dtype": "load"}, "no such dtype: 'load'"),
         ({"surprise": 1}, "it is damaged"),
         (

@@ -7,11 +7,23 @@ if TYPE_CHECKING:
     from clnp import wiring
     from clnp.allocation import FREE, Allocation
     from clnp.config import LearnConfig
-    from clnp.errors import CapacityError, ClnpError, ConfigError, DataError, StoreError, TaskError, TrainingError, WiringError
+    from clnp.errors import (
+        CapacityError,
+        ClnpError,
+        ConfigError,
+        DataError,
+        ExportError,
+        StoreError,
+        TaskError,
+        TrainingError,
+        WiringError,
+    )
+    from clnp.export import ExportResult
     from clnp.forecast import Forecast
     from clnp.importance import CRITERIA
     from clnp.learner import Learner
     from clnp.records import GroupCapacity, LearnResult
+    from clnp.wider import widen
 
 __version__ = "0.1.0"
 __all__ = [
@@ -22,6 +34,8 @@ __all__ = [
     "ClnpError",
     "ConfigError",
     "DataError",
+    "ExportError",
+    "ExportResult",
     "Forecast",
     "GroupCapacity",
     "LearnConfig",
@@ -31,6 +45,7 @@ __all__ = [
     "TaskError",
     "TrainingError",
     "WiringError",
+    "widen",
     "wiring",
 ]
 
@@ -38,11 +53,23 @@ __all__ = [
 _HOMES = {
     "allocation": ("FREE", "Allocation"),
     "config": ("LearnConfig",),
-    "errors": ("CapacityError", "ClnpError", "ConfigError", "DataError", "StoreError", "TaskError", "TrainingError", "WiringError"),
+    "errors": (
+        "CapacityError",
+        "ClnpError",
+        "ConfigError",
+        "DataError",
+        "ExportError",
+        "StoreError",
+        "TaskError",
+        "TrainingError",
+        "WiringError",
+    ),
+    "export": ("ExportResult",),
     "forecast": ("Forecast",),
     "importance": ("CRITERIA",),
     "learner": ("Learner",),
     "records": ("GroupCapacity", "LearnResult"),
+    "wider": ("widen",),
 }
 
 

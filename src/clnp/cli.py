@@ -247,6 +247,63 @@ def report(
 
 
 @app.command()
+def export(
+    directory: Annotated[Path, typer.Argument(help="A run directory of method clnp.")],
+    task: Annotated[str, typer.Option("--task", help="The name of the task whose predictor is exported.")],
+    to: Annotated[str | None, typer.Option("--to", help="onnx or pt2; by default what the suffix of --out says, or onnx.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The file; task-NUMBER.onnx (or .pt2) in the run directory by default.")] = None,
+    data: DataOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")] = False,
+) -> None:
+    """Export one task's own small network, checked against the original on its test examples before it is put in place."""
+    if to not in (None, "onnx", "pt2"):
+        raise ConfigError(f"cannot export to '{to}': expected --to onnx or --to pt2.")
+    from dataclasses import asdict
+
+    from clnp import experiment
+
+    done = experiment.export(directory, task, to=to, file=out, data=data)
+    if as_json:
+        typer.echo(json.dumps({"task": task, **asdict(done), "path": str(done.path)}, indent=2))
+        return
+    typer.echo(f"{done.path}: task '{task}' as {done.format}, {done.n_bytes:,} bytes")
+    typer.echo(
+        f"checked on {done.n_checked:,} examples: largest difference {done.largest_difference:.2g}, "
+        f"top-1 agreement {100 * done.top1_agreement:.2f} %"
+    )
+
+
+@app.command()
+def widen(
+    directory: Annotated[Path, typer.Argument(help="A run directory of method clnp.")],
+    more: Annotated[list[str] | None, typer.Argument(metavar="GROUP=UNITS...", help="How many units are added to which group.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")] = False,
+) -> None:
+    """Add free units to groups of a run's network; what it has learned does not change. Without GROUP=UNITS: list the groups."""
+    wanted: dict[str, int] = {}
+    for pair in more or []:
+        group, equals, number = pair.rpartition("=")
+        if not equals or not group or not number.isascii() or not number.isdigit():
+            raise ConfigError(f"cannot widen by '{pair}': expected GROUP=UNITS, for example {group or pair}=16.")
+        wanted[group] = int(number)
+    from clnp import experiment
+
+    if not wanted:
+        units = experiment.load_learner(directory)[0].capacity()
+        for name, row in sorted(units.items(), key=lambda item: item[1].free / item[1].n_units):
+            typer.echo(f"{name}: {row.free} of {row.n_units} units free")
+        typer.echo(f"to add units: clnp widen {shlex.quote(str(directory))} GROUP=UNITS")
+        return
+    event = experiment.widen(directory, wanted)
+    if as_json:
+        typer.echo(json.dumps(event, indent=2))
+        return
+    for name in wanted:
+        typer.echo(f"{name}: {event['free'][name]} of {event['groups'][name]} units free")
+    typer.echo("every task learned so far answers as before, bit for bit")
+
+
+@app.command()
 def inspect(
     name: Annotated[str, typer.Argument(help="A benchmark or a model from `clnp list`.")],
     model: Annotated[str | None, typer.Option("--model", help="The network to look at, with the benchmark's data.")] = None,
@@ -257,17 +314,18 @@ def inspect(
 
     from clnp import wiring
     from clnp.benchmarks import BENCHMARKS
+    from clnp.inputs import cut, parts
     from clnp.models import MODELS, lookup
 
     if name in MODELS:
         model, example = name, torch.zeros(2, *INSPECTED)
     else:
         lookup("benchmark or model", name, {**BENCHMARKS, **MODELS})
-        model, example = model or BENCHMARKS[name].model, BENCHMARKS[name].tasks(data, 0, 1)[0].validation[0][:2]
+        model, example = model or BENCHMARKS[name].model, cut(BENCHMARKS[name].tasks(data, 0, 1)[0].validation[0], 0, 2)
     build = lookup("model", model, MODELS)
-    shape = tuple(example.shape[1:])
-    typer.echo(f"{model}, for examples of shape {shape}")
-    typer.echo(wiring.trace(build(shape), example).explain())
+    shapes = [tuple(part.shape[1:]) for part in parts(example)]
+    typer.echo(f"{model}, for examples of shape {', '.join(map(str, shapes))}")
+    typer.echo(wiring.trace(build(*shapes), example).explain())
 
 
 def _show(directory: Path) -> None:

@@ -169,7 +169,7 @@ def results(run: Run) -> RenderableType:
     totals = Table.grid(padding=(0, 2))
     totals.add_row("average accuracy", percent(run.average_accuracy))
     totals.add_row("forgetting", exact(run.forgetting))
-    for number, group in enumerate(run.groups):
+    for number, group in enumerate(sorted(run.groups, key=lambda group: group.fraction_free)):  # the bottleneck first
         label = "units free" if number == 0 else ""
         totals.add_row(label, f"{bar(group.fraction_free)} {share(group.fraction_free)} of {group.n_units} in", Text(group.name))
     return Group(table, totals, Text(f"{verdict(run)}."))

@@ -7,6 +7,7 @@
     ├── CapacityError      no group has a free unit left for a new task
     ├── TrainingError      the loss or a gradient became NaN or infinite; the task was abandoned
     ├── WiringError        the network holds an operation whose units cannot be told apart
+    ├── ExportError        a predictor cannot be exported, or what was exported does not compute what it computes
     └── StoreError         a model or run directory is missing, damaged, or of another network
 
 A message says what was being done, what was expected, what was found, and what to do. Whatever is raised while a task is
@@ -57,6 +58,10 @@ class TrainingError(ClnpError):
 
 class WiringError(ClnpError):
     """The network holds an operation whose units cannot be told apart."""
+
+
+class ExportError(ClnpError):
+    """A predictor cannot be exported, or what was exported does not compute what it computes."""
 
 
 class StoreError(ClnpError):

@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
     from pathlib import Path
 
 
@@ -20,14 +21,27 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     Raises:
         OSError: it cannot be written; the old content is still there, and nothing beside it.
     """
+    with replacing(path) as beside:
+        beside.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Generator[Path]:
+    """Give the name of a temporary file beside `path`; what the block wrote there is put in place when it ends without an error.
+
+    Whatever the block raises leaves the old content, and nothing beside it. A process that is killed leaves the temporary file,
+    which the next one overwrites.
+
+    Args:
+        path: of the file that is replaced; its directory exists.
+    """
     beside = path.with_name(path.name + ".new")
     try:
-        with beside.open("wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
+        yield beside
+        with beside.open("rb") as file:
             os.fsync(file.fileno())
         beside.replace(path)
-    except OSError:
+    except BaseException:
         with contextlib.suppress(OSError):
             beside.unlink()
         raise

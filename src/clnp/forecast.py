@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from clnp.allocation import Allocation
 
 RECENT = 3
@@ -26,17 +28,21 @@ class Forecast:
     assumption: str
 
 
-def forecast(allocation: Allocation) -> Forecast:
+def forecast(allocation: Allocation, groups: Collection[str] | None = None) -> Forecast:
     """Say how many more tasks fit before some group has no free unit left.
 
     The next tasks are assumed to claim in each group what the latest tasks claimed on average. Later tasks tend to claim
     less, since they find more to reuse; so the number tends to be low. When a group is full, tasks still can be learned
     across it by reuse; `CapacityError` comes only when all are full.
+
+    Args:
+        allocation: who owns what.
+        groups: those that count; None takes all. A weight that all tasks share is no room.
     """
     recent = allocation.tasks[-RECENT:]
     if not recent:
         return Forecast(None, None, "no task is learned yet")
-    n = {group: sum(allocation.n_claimed(task, group) for task in recent) for group in allocation.owner}
+    n = {group: sum(allocation.n_claimed(task, group) for task in recent) for group in (allocation.owner if groups is None else groups)}
     # Whole numbers: a mean in floating point could round a task away.
     fits = {group: allocation.n_free(group) * len(recent) // claimed for group, claimed in n.items() if claimed > 0}
     which = "the latest task" if len(recent) == 1 else f"the latest {len(recent)} tasks on average"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from clnp.allocation import FREE, Allocation
-from clnp.narrow import positions, with_everyone
+from clnp.emit import positions, with_everyone
 from clnp.split import Head
 
 if TYPE_CHECKING:

@@ -41,6 +41,16 @@ def severed(owner: Tensor, needed: Tensor, rows: Tensor, columns: Tensor) -> Ten
     return (of_rows != FREE)[:, None] & ~allowed[of_rows.clamp(min=0)][:, columns]
 
 
+def norm_parts(owner: Tensor, needed: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Return, for norms over units, which units are normalised over which: those of a task over those that it needs.
+
+    >>> owner, needed = torch.tensor([0, 1, -1]), torch.tensor([[True, False, False], [True, True, False]])
+    >>> [(own.tolist(), over.tolist()) for own, over in norm_parts(owner, needed)][1]
+    ([False, True, False], [True, True, False])
+    """
+    return [(owner == task, needed[task]) for task in range(len(needed))]
+
+
 def closure(units: Tensor, owner: Tensor, needed: Tensor, edges: list[tuple[Tensor, Tensor]]) -> Tensor:
     """Return the smallest closed set that holds `units`: with a claimed unit, all units of `needed[owner]` that it reads.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,17 +13,20 @@ from torch import Tensor, nn
 from clnp import heads, seeds, store
 from clnp.allocation import Allocation
 from clnp.config import LearnConfig
-from clnp.errors import DataError, TaskError, WiringError
+from clnp.errors import DataError, TaskError, WiringError, first_line
+from clnp.export import ExportResult, Format, export
 from clnp.forecast import Forecast, forecast
-from clnp.isolation import severed
-from clnp.narrow import check_narrowing, narrow
-from clnp.pruning import Pruned, Trial, prune
+from clnp.inputs import Inputs, check_forms, check_inputs, forms, parts
+from clnp.isolation import norm_parts
+from clnp.narrow import check_narrowing, free_sizes, narrow
+from clnp.pruning import Pruned, Trial, prune, settled
 from clnp.records import GroupCapacity, LearnResult, TaskRecord
 from clnp.room import room
 from clnp.sources import Source, open_data
-from clnp.split import Head, SplitNetwork, initialise_, split
+from clnp.split import Head, initialise_, split
 from clnp.training import Progress, check_device, n_correct, threads
-from clnp.wiring import Wiring, trace, without_head
+from clnp.wider import widen_
+from clnp.wiring import Wiring, folded, trace, without_head
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -34,12 +38,14 @@ class Learner:
     Args:
         model: a trunk (B, ...) -> (B, F), to which each task adds a head of its own; or, with `head`, a whole network
             whose last layer is replaced by one head per task. The model itself is copied and left as it was.
-        example_input: a batch of its input (B, ...); shape and dtype matter, B may be any number.
+        example_input: a batch of its input (B, ...); shape and dtype matter, B may be any number. Of a network with several
+            inputs, a tuple with one such tensor for each argument of its forward pass.
         head: the path of the linear layer that is the head, "fc".
         seed: of every draw that this learner makes.
 
     Raises:
         WiringError: the network holds an operation whose units cannot be told apart, see `clnp.wiring.trace`.
+        DataError: the example input is a list, or its tensors have different numbers of examples.
 
     >>> import torch, clnp
     >>> learner = clnp.Learner(torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.ReLU()), torch.zeros(1, 2))
@@ -52,8 +58,10 @@ class Learner:
     True
     """
 
-    def __init__(self, model: nn.Module, example_input: Tensor, *, head: str | None = None, seed: int = 0) -> None:
+    def __init__(self, model: nn.Module, example_input: Inputs, *, head: str | None = None, seed: int = 0) -> None:
         self.seed = seeds.check_seed(seed)
+        if isinstance(example_input, (list, tuple)):  # whatever else is no tensor, the capture refuses by name
+            check_inputs(example_input, None, "cannot use the example input")
         self._head_path = head
         self._original_head: tuple[Tensor, Tensor] | None = None
         trunk = model
@@ -62,6 +70,7 @@ class Learner:
             bias = torch.zeros(layer.out_features) if getattr(layer, "bias", None) is None else layer.bias.detach().cpu().clone()
             self._original_head = (layer.weight.detach().cpu().clone(), bias)
         self.wiring: Wiring = trace(trunk, example_input)
+        trunk = folded(trunk)
         if not self.wiring.n_units:
             raise WiringError("cannot learn tasks in this network: it has no units, for no layer of it has weights.")
         other = {str(parameter.dtype) for parameter in trunk.parameters() if parameter.dtype != torch.float32}
@@ -69,16 +78,19 @@ class Learner:
             raise WiringError(
                 f"cannot learn tasks in this network: expected float32 parameters, found {', '.join(other)}. Call model.float()."
             )
-        self._example_shape = tuple(example_input.shape[1:])
-        self._example_dtype = example_input.dtype
         stored = {**dict(trunk.named_parameters()), **dict(trunk.named_buffers())}
-        self._state: dict[str, Tensor] = {name: tensor.detach().cpu().clone() for name, tensor in stored.items()} | dict(
-            self.wiring.graph.constants
-        )
+        self._state: dict[str, Tensor] = {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in stored.items()
+        } | dict(self.wiring.graph.constants)
         self._allocation = Allocation.empty({group.name: group.n_units for group in self.wiring.groups})
         self._records: dict[str, TaskRecord] = {}
         self._predictors: dict[str, nn.Module] = {}
+        self._graph = self.wiring.graph.hash
+        self._widened: list[dict[str, int]] = []
+        self._features = [torch.arange(len(self.wiring.features))]  # where the features of each width lie among those of today
         check_narrowing(self.wiring, self._state, trunk, example_input)
+        free = free_sizes(self.wiring, self._state, example_input)
+        self._forms = tuple(replace(form, free=which) for form, which in zip(forms(example_input), free, strict=True))
 
     # ---- what is known
 
@@ -93,7 +105,10 @@ class Learner:
         return self._allocation.tasks
 
     def capacity(self) -> dict[str, GroupCapacity]:
-        """Return, per group, its units, the free ones, and by task those claimed and those reused."""
+        """Return, per group, its units, the free ones, and by task those claimed and those reused.
+
+        Weights that all tasks share (`Group.shared`) are not among them: they are no room.
+        """
         allocation = self._allocation
         return {
             group.name: GroupCapacity(
@@ -103,11 +118,12 @@ class Learner:
                 {task: allocation.n_reused(task, group.name) for task in allocation.tasks},
             )
             for group in self.wiring.groups
+            if not group.shared
         }
 
     def forecast(self) -> Forecast:
         """Say how many more tasks fit, and on what assumption."""
-        return forecast(self._allocation)
+        return forecast(self._allocation, [group.name for group in self.wiring.groups if not group.shared])
 
     def head_of(self, task: str) -> tuple[Tensor, Tensor]:
         """Return a task's head at the trunk's full width: weight (classes, F) and bias (classes,).
@@ -121,7 +137,7 @@ class Learner:
         return heads.whole_head([self._records[name] for name in self.tasks[: number + 1]])
 
     def predictor(self, task: str) -> nn.Module:
-        """Return the narrowed network of one task: input (B, ...) -> logits (B, classes).
+        """Return the narrowed network of one task: input (B, ...) -> logits (B, classes). Several inputs are several arguments.
 
         It is a plain dense module, holds copies of the units that the task needs and nothing of this learner, and can be
         pickled. A task's predictor is the same, bit for bit, whatever is learned later.
@@ -135,24 +151,41 @@ class Learner:
         if task not in self._predictors:
             self._allocation.number(task)
             units = self.wiring.join(self._allocation.needed[task])
-            self._predictors[task] = narrow(self.wiring, self._state, units, head=self.head_of(task)).eval()
+            norms = norm_parts(self.wiring.join(self._allocation.owner), self._needed())
+            self._predictors[task] = narrow(self.wiring, self._state, units, norms=norms, head=self.head_of(task)).eval()
         return self._predictors[task]
 
     @torch.no_grad()
-    def predict(self, x: Tensor, *, task: str) -> Tensor:
-        """Return the logits (B, classes) of a task for inputs x (B, ...).
+    def predict(self, x: Inputs, *, task: str) -> Tensor:
+        """Return the logits (B, classes) of a task for inputs x (B, ...), a tuple of them for a network with several.
 
         Raises:
             TaskError: there is no such task.
-            DataError: x has another shape or dtype than the example input.
+            DataError: x has another number of inputs, another shape or dtype than the example input.
         """
         predictor = self._predictor(task)
-        if tuple(x.shape[1:]) != self._example_shape or x.dtype != self._example_dtype:
-            raise DataError(
-                f"cannot predict task '{task}': expected examples of shape {self._example_shape} and {self._example_dtype}, "
-                f"found {tuple(x.shape[1:])} and {x.dtype}."
-            )
-        return predictor(x)
+        check_forms(self._forms, x, f"cannot predict task '{task}'")
+        try:
+            return predictor(*parts(x))
+        except RuntimeError as error:
+            shapes = ", ".join(str(form.shape) for form in forms(x))
+            raise DataError(f"cannot predict task '{task}' for examples of shape {shapes}: {first_line(error)}") from error
+
+    def export(self, path: str | PathLike[str], *, task: str, to: Format | None = None, inputs: Inputs | None = None) -> ExportResult:
+        """Write the narrowed network of one task as ONNX or `.pt2`, checked against its predictor, see `clnp.export.export`.
+
+        Args:
+            path: of the new file.
+            task: whose predictor.
+            to: "onnx" or "pt2"; by default what the suffix of `path` says.
+            inputs: real inputs x (n, ...) to check on; give them when inputs are integers, for zeros alone show little.
+
+        Raises:
+            TaskError: there is no such task.
+            ExportError: it cannot be exported, or what was exported differs; no file is left.
+        """
+        example = store.zeros(self._forms)
+        return export(self._predictor(task), path, example, to=to, inputs=inputs, name=f"task '{task}'")
 
     # ---- learning
 
@@ -170,7 +203,8 @@ class Learner:
 
         Args:
             name: of the task, any text that is not taken.
-            train: (x, y) tensors, a Dataset, or a DataLoader of (x, y) or (x, y, t); labels 0..n_classes-1.
+            train: (x, y) tensors, a Dataset, or a DataLoader of (x, y) or (x, y, t); labels 0..n_classes-1. Of a network
+                with several inputs x is a tuple, ((a, b), y).
             validation: data in the same forms, not used for training: the margin is measured on it.
             n_classes: how many classes; by default one more than the largest label.
             config: the settings, see `LearnConfig`.
@@ -192,7 +226,7 @@ class Learner:
             private = {task for task, record in self._records.items() if record.private}
             claimed, pool = room(self.wiring, self._allocation, name, config, private, trial.notices)
             initialise_(self.wiring, trial.state, claimed, pool, seeds.generator(*trial.place, "weights"))
-            network = split(self.wiring, trial.state, claimed, pool, trial.head)
+            network = split(self.wiring, trial.state, claimed, pool, trial.head, norms=trial.norms)
             trial.fit(network, "train", 0)
             pruned = prune(trial, network, rounds=config.rounds, finetune=config.finetune_epochs > 0)
             return self._commit(trial, pruned, start)
@@ -247,9 +281,7 @@ class Learner:
         if not name or not name.isprintable() or len(name) > 200:
             raise TaskError(f"cannot learn a task named {name[:40]!r}: a name has 1 to 200 printable characters.")
         place = (self.seed, "task", len(self.tasks))
-        data = open_data(
-            name, train, validation, n_classes, config, self._example_shape, self._example_dtype, seeds.generator(*place, "sample")
-        )
+        data = open_data(name, train, validation, n_classes, config, self._forms, seeds.generator(*place, "sample"))
         trial = Trial(
             wiring=self.wiring,
             state={key: tensor.clone().to(config.device) for key, tensor in self._state.items()},
@@ -282,8 +314,10 @@ class Learner:
         trial.tell("commit", 0)
         n = len(trial.data.validation)
         for network in (pruned.network, pruned.unpruned):
-            state, head, needed = self._settle(trial, network)
-            predictor = narrow(self.wiring, state, needed, head=(head.weight.cpu(), head.bias.cpu())).eval()
+            state, head = settled(trial, network)
+            needed = network.visible
+            norms = [*trial.norms, (network.pool_units, needed)]
+            predictor = narrow(self.wiring, state, needed, norms=norms, head=(head.weight.cpu(), head.bias.cpu())).eval()
             correct = n_correct(predictor, trial.data.validation)
             before = correct if network is pruned.unpruned else pruned.correct_unpruned
             # Rounding may tip an example between the training form and the predictor: the margin holds in the latter.
@@ -292,8 +326,10 @@ class Learner:
         allocation = self._allocation.commit(trial.task, self.wiring.split(needed))
         weight = heads.own_columns(self.wiring, allocation, trial.task, head)
         self._state, self._allocation = state, allocation
-        self._records[trial.task] = TaskRecord(trial.data.n_classes, trial.config.head, weight, head.bias.cpu(), trial.config.private)
-        groups = [group.name for group in self.wiring.groups]
+        self._records[trial.task] = TaskRecord(
+            trial.data.n_classes, trial.config.head, weight, head.bias.cpu(), trial.config.private, len(self._widened)
+        )
+        groups = [group.name for group in self.wiring.groups if not group.shared]
         return LearnResult(
             task=trial.task,
             n_classes=trial.data.n_classes,
@@ -308,19 +344,6 @@ class Learner:
             notices=tuple(trial.notices),
         )
 
-    def _settle(self, trial: Trial, network: SplitNetwork) -> tuple[dict[str, Tensor], Head, Tensor]:
-        """Return full-width tensors with the network's rows in place and its interference weights severed, and its units."""
-        state = {name: tensor.clone() for name, tensor in trial.state.items()}
-        head = Head(trial.head.weight.clone(), trial.head.bias.clone(), trial.head.shared)
-        network.write(state, head)
-        needed = network.visible
-        owner = torch.where(network.pool_units, len(self.tasks), trial.owner)
-        everyone_needs = torch.cat([trial.needed, needed[None]])
-        for name, labels in self.wiring.parameters.items():
-            if labels.columns is not None:
-                state[name][severed(owner, everyone_needs, labels.rows, labels.columns).to(state[name].device)] = 0
-        return {name: tensor.cpu() for name, tensor in state.items()}, head, needed
-
     # ---- on disk
 
     def save(self, directory: str | PathLike[str]) -> None:
@@ -332,14 +355,16 @@ class Learner:
         units = self.wiring.parameters
         constants = {name: tensor for name, tensor in self._state.items() if name not in units}
         description = store.Description(
-            graph=self.wiring.graph.hash,
+            graph=self._graph,
             groups=self._allocation.n_units,
+            widened=self._widened,
             seed=self.seed,
             head=self._head_path,
-            shape=list(self._example_shape),
-            dtype=str(self._example_dtype).removeprefix("torch."),
+            **store.described(self._forms),
         )
-        store.write(directory, self.wiring, self._state, description, store.Stored(constants, self._allocation, self._records, {}))
+        # A head is written as wide as it was when its task was learned: its file is never written again.
+        records = {task: replace(record, weight=record.weight[:, self._features[record.width]]) for task, record in self._records.items()}
+        store.write(directory, self.wiring, self._state, description, store.Stored(constants, self._allocation, records, {}))
 
     @classmethod
     def load(cls, directory: str | PathLike[str], model: nn.Module) -> Learner:
@@ -354,10 +379,16 @@ class Learner:
         """
         description = store.describe(directory)
         learner = cls(model, description.example(), head=description.head, seed=description.seed)
-        stored = store.read(directory, learner.wiring)
+        for more in description.widened:
+            widen_(learner, more)
+        stored = store.read(directory, learner.wiring, learner._graph)
         store.restore_(learner.wiring, learner._state, stored)
         learner._allocation = stored.allocation
-        learner._records = dict(stored.records)
+        n_features = len(learner.wiring.features)
+        for task, record in stored.records.items():
+            weight = torch.zeros(len(record.weight), n_features)
+            weight[:, learner._features[record.width]] = record.weight
+            learner._records[task] = replace(record, weight=weight)
         return learner
 
     def __getstate__(self) -> dict[str, Any]:

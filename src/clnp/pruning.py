@@ -10,7 +10,8 @@ from torch import Tensor
 
 from clnp.errors import TrainingError
 from clnp.importance import CRITERIA
-from clnp.isolation import closure
+from clnp.isolation import closure, norm_parts, severed
+from clnp.narrow import reaches
 from clnp.selection import Keep, allowed_loss, select
 from clnp.split import Head, SplitNetwork, split
 from clnp.training import ESTIMATE_EXAMPLES, activities, estimate_norms_, fit, kept_values, n_correct, n_correct_and_finite, narrow_kept
@@ -66,8 +67,12 @@ class Trial:
 
     def close(self, units: Tensor) -> Tensor:
         """Add the units that reused ones were trained to read."""
-        edges = [(labels.rows, labels.columns) for labels in self.wiring.parameters.values() if labels.columns is not None]
-        return closure(units, self.owner, self.needed, edges)
+        return closure(units | self.wiring.shared, self.owner, self.needed, self.wiring.edges)
+
+    @property
+    def norms(self) -> list[tuple[Tensor, Tensor]]:
+        """Which units of earlier tasks are normalised over which."""
+        return norm_parts(self.owner, self.needed)
 
     def tell(self, phase: str, number: int) -> None:
         """Report that a phase begins."""
@@ -212,7 +217,10 @@ def select_round(trial: Trial, network: SplitNetwork, bar: Bar, slack: int, numb
     trial.tell("score", number)
     network.write(trial.state, trial.head)
     scores = torch.zeros(wiring.n_units)
-    for units, activity in activities(wiring, trial.state, network.visible, trial.head.weight, trial.data.sample, network.pool_units):
+    norms = [*trial.norms, (network.pool_units, network.visible)]
+    for units, activity in activities(
+        wiring, trial.state, network.visible, trial.head.weight, trial.data.sample, network.pool_units, norms
+    ):
         scores[units] = torch.maximum(scores[units], CRITERIA[config.criterion](activity))
     trial.tell("select", number)
     looked_at = ("validation", "sample") if network.norms or len(trial.witnesses) else ("validation",)
@@ -221,11 +229,13 @@ def select_round(trial: Trial, network: SplitNetwork, bar: Bar, slack: int, numb
     def narrowed(keep: Keep, *, values_kept: bool) -> SplitNetwork:
         units = trial.close(wiring.join(keep))
         claimed, pool = units & network.claimed_units, units & network.pool_units
-        smaller = split(wiring, trial.state, claimed, pool, trial.head, values_kept=values_kept)
+        smaller = split(wiring, trial.state, claimed, pool, trial.head, norms=trial.norms, values_kept=values_kept)
         reestimate_(trial, smaller)
         return smaller
 
     def measure(keep: Keep) -> int:
+        if not reaches(wiring, trial.close(wiring.join(keep))):
+            return -len(trial.data.validation) - 1
         smaller = narrowed(keep, values_kept=all_kept)
         correct = trial.correct(smaller)
         # A network that validation data refuse need not be shown the witnesses.
@@ -234,10 +244,13 @@ def select_round(trial: Trial, network: SplitNetwork, bar: Bar, slack: int, numb
         return correct if lost <= slack * bar.allowed_witnesses else -len(trial.data.validation) - 1
 
     visible = wiring.split(network.visible)
-    found = select(wiring.split(scores), visible, measure, correct=bar.correct, allowed=slack * bar.allowed)
+    branches = {group.name for group in wiring.groups if reaches(wiring, network.visible & ~group.mask(wiring.n_units))}
+    scores[wiring.shared] = torch.inf
+    shared = {group.name for group in wiring.groups if group.shared}
+    found = select(wiring.split(scores), visible, measure, correct=bar.correct, allowed=slack * bar.allowed, may_empty=branches - shared)
     if all(torch.equal(found.keep[group], visible[group]) for group in visible):
         # Nothing is released: a copy, for fine-tuning must not change what may have to be gone back to.
-        return split(wiring, trial.state, network.claimed_units, network.pool_units, trial.head)
+        return split(wiring, trial.state, network.claimed_units, network.pool_units, trial.head, norms=trial.norms)
     return narrowed(found.keep, values_kept=False)
 
 
@@ -245,3 +258,17 @@ def reestimate_(trial: Trial, network: SplitNetwork) -> None:
     """Estimate the pool's batch-norm statistics again, on the same examples as during selection."""
     if network.norms:
         estimate_norms_(network, trial.data.sample, trial.kept(network, "sample"))
+
+
+def settled(trial: Trial, network: SplitNetwork) -> tuple[dict[str, Tensor], Head]:
+    """Return full-width tensors with a trained network's rows in place and its interference weights severed, and its head."""
+    state = {name: tensor.clone() for name, tensor in trial.state.items()}
+    head = Head(trial.head.weight.clone(), trial.head.bias.clone(), trial.head.shared)
+    network.write(state, head)
+    owner = torch.where(network.pool_units, len(trial.needed), trial.owner)
+    everyone_needs = torch.cat([trial.needed, network.visible[None]])
+    for name, labels in trial.wiring.parameters.items():
+        if labels.columns is not None:
+            matrix = labels.matrix(state[name])
+            matrix[severed(owner, everyone_needs, labels.rows, labels.columns).to(matrix.device)] = 0
+    return {name: tensor.cpu() for name, tensor in state.items()}, head

@@ -19,6 +19,7 @@ class TaskRecord:
         weight: head rows (n_classes, F) of a multi head; for a single head the columns that this task added, zero elsewhere.
         bias: (n_classes,), in both forms the whole bias of this task's predictor.
         private: whether later tasks may not read its units.
+        width: how often the network had been widened when the task was learned.
     """
 
     n_classes: int
@@ -26,6 +27,7 @@ class TaskRecord:
     weight: Tensor
     bias: Tensor
     private: bool
+    width: int = 0
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from clnp.allocation import FREE, Allocation
 from clnp.errors import CapacityError
+from clnp.narrow import reaches
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
@@ -36,23 +37,34 @@ def room(
     """
     claimed = _claimed(wiring, allocation, config, private)
     pool = wiring.join({group.name: _pool(allocation, group.name, config) for group in wiring.groups})
-    full = [group.name for group in wiring.groups if allocation.n_free(group.name) == 0]
-    first = wiring.groups[0]
-    if len(full) == len(wiring.groups) and config.pool != 0:
+    # What all units read is always there: free for the first task to learn, claimed for the others to read.
+    owner = wiring.join(allocation.owner)
+    pool |= wiring.shared & (owner == FREE)
+    claimed |= wiring.shared & (owner != FREE)
+    groups = [group for group in wiring.groups if not group.shared]
+    full = [group.name for group in groups if allocation.n_free(group.name) == 0]
+    first = max(groups or wiring.groups, key=lambda group: len(group.layers))  # a residual stream, say: most layers wait for it
+    if len(full) == len(groups) and config.pool != 0:
         raise CapacityError(
             f"cannot learn task '{name}': layer '{first.name}' has 0 of {first.n_units} units free, and so have all other groups. "
-            f"Undo a task, raise the margin of the next, or start a wider network. A head on reused units alone is possible with pool=0."
+            f"Undo a task, raise the margin of the next, or widen the network (clnp widen, clnp.widen). "
+            f"A head on reused units alone is possible with pool=0."
         )
     if config.pool == 0 and not allocation.tasks:
         raise CapacityError(f"cannot learn task '{name}' with pool=0: there are no units of earlier tasks to reuse yet.")
-    for group in wiring.groups:
-        if not (pool | claimed)[group.slice].any():
+    for group in groups:
+        if not (pool | claimed)[group.slice].any() and not reaches(wiring, pool | claimed):
             raise CapacityError(
                 f"cannot learn task '{name}': layer '{group.name}' has {allocation.n_free(group.name)} of {group.n_units} units free and "
-                f"none that this task may reuse, so that nothing gets through. Allow reuse or a pool, or start a wider network."
+                f"none that this task may reuse, so that nothing gets through. Allow reuse or a pool, or widen the network (clnp widen)."
             )
+    if bool((pool & wiring.shared).any()) and config.private:
+        raise CapacityError(
+            f"cannot learn task '{name}' as private: it is the first, and would own weights that all tasks read "
+            f"({', '.join(group.name for group in wiring.groups if group.shared)}). Learn a task that is not private first."
+        )
     if full:
-        notices.append(f"no unit is free in {', '.join(full)}: this task crosses there on reused units alone.")
+        notices.append(f"no unit is free in {', '.join(full)}: this task crosses there on reused units alone. clnp.widen adds units.")
     return claimed, pool
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +44,7 @@ def select(
     *,
     correct: int,
     allowed: int,
+    may_empty: AbstractSet[str] = frozenset(),
 ) -> Selection:
     """Release, per group, the most units whose loss the margin covers.
 
@@ -50,7 +52,7 @@ def select(
     ones is found by bisection with all other groups held. Groups take turns from the last to the first, twice, and each
     turn may use only its share of the margin, or the first would spend it all. The accuracy of a network need not
     fall steadily with its units; bisection then finds a good number, not the best, but whatever is returned was
-    measured and lies within the margin. One unit of a group always stays.
+    measured and lies within the margin. One unit of a group stays, but in groups that the network can do without.
 
     Args:
         scores: group -> importance of each unit (n_units,), computed once.
@@ -58,6 +60,7 @@ def select(
         measure: units kept -> correct validation answers of exactly that network, after closure.
         correct: correct validation answers that the margin is counted from.
         allowed: how many of them may be lost, see `allowed_loss`.
+        may_empty: groups of which no unit need stay: what they are a branch of goes on without it.
 
     Returns: the smallest selection met; all visible units where even the mildest pruning breaks the margin.
     """
@@ -80,7 +83,7 @@ def select(
     turns = [group for _ in range(SWEEPS) for group in reversed(order)]
     for turn, group in enumerate(turns):
         budget = allowed * (turn + 1) // len(turns)
-        low, high = released[group], max(len(order[group]) - 1, 0)
+        low, high = released[group], len(order[group]) if group in may_empty else max(len(order[group]) - 1, 0)
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if lost(group, middle) <= budget else (low, middle - 1)

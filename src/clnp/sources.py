@@ -12,24 +12,27 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from clnp import seeds
 from clnp.errors import DataError, first_line
+from clnp.inputs import Forms, Inputs, check_inputs, cut, join, length, parts, take, which
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from clnp.config import LearnConfig
 
 SAMPLE = 10_000
 """Training examples on which units are scored: activities are means, and more would not change the order of units."""
 
-Source = tuple[Tensor, Tensor] | Dataset[Any] | Iterable[Any]
-"""What a task may be given: (x, y) tensors, a Dataset, or a DataLoader (any iterable) of (x, y) or (x, y, t)."""
+Source = tuple[Inputs, Tensor] | Dataset[Any] | Iterable[Any]
+"""What a task may be given: (x, y) tensors, a Dataset, or a DataLoader (any iterable) of (x, y) or (x, y, t).
+
+Of a network with several inputs x is a tuple of tensors, ((a, b), y). In the batches of a loader it may be a list, for that
+is what torch collates tuples into.
+"""
 
 
 @dataclass(frozen=True)
 class TensorExamples:
-    """Examples in memory: x (n, ...), y int64 (n,). What depends on an example alone may be kept for it."""
+    """Examples in memory: x (n, ...) or a tuple of such, y int64 (n,). What depends on an example alone may be kept for it."""
 
-    x: Tensor
+    x: Inputs
     y: Tensor
 
     def __len__(self) -> int:
@@ -38,16 +41,16 @@ class TensorExamples:
 
     def first(self, n: int) -> TensorExamples:
         """Return the first n examples."""
-        return TensorExamples(self.x[:n], self.y[:n])
+        return TensorExamples(cut(self.x, 0, n), self.y[:n])
 
-    def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Inputs, Tensor]]:
         """Yield (places, x, y); shuffled, and without a last smaller batch, when a generator is given."""
         n = len(self)
         order = torch.arange(n) if generator is None else torch.randperm(n, generator=generator)
         stop = n if generator is None or n < batch_size else n - n % batch_size
         for start in range(0, stop, batch_size):
             places = order[start : start + batch_size]
-            yield places, self.x[places], self.y[places]
+            yield places, take(self.x, places), self.y[places]
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,12 @@ class StreamExamples:
 
     loader: Iterable[Any]
     what: str = "data"
-    shape: tuple[int, ...] | None = None
-    """Of one example, once it is known: every batch is checked, for only the first ones are seen before training."""
-    dtype: torch.dtype | None = None
+    n_inputs: int | None = None
+    """How many inputs a batch must have, where that is known."""
+    forms: Forms | None = None
+    """Of the inputs, in training: every batch is checked, for only the first ones are seen before."""
 
-    def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[tuple[None, Tensor, Tensor]]:
+    def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[tuple[None, Inputs, Tensor]]:
         """Yield (None, x, y) in the loader's own order and batch size."""
         del batch_size
         if generator is not None and isinstance(self.loader, DataLoader) and self.loader.generator is not None:
@@ -68,9 +72,9 @@ class StreamExamples:
         empty = True
         for batch in self.loader:
             empty = False
-            x, y = _pair(batch, self.what)
-            if self.shape is not None and self.dtype is not None:
-                check(TensorExamples(x, y), self.what, self.shape, self.dtype)
+            x, y = _pair(batch, self.what, self.n_inputs)
+            if self.forms is not None:
+                check(TensorExamples(x, y), self.what, self.forms)
             yield None, x, y
         if empty:
             raise DataError(f"cannot use the {self.what}: the loader gave no batch. Pass an iterable that can be iterated once per epoch.")
@@ -79,12 +83,19 @@ class StreamExamples:
 Examples = TensorExamples | StreamExamples
 
 
-def _pair(batch: Any, what: str) -> tuple[Tensor, Tensor]:
+def _pair(batch: Any, what: str, n_inputs: int | None) -> tuple[Inputs, Tensor]:
     """Return x and y of a batch (x, y) or (x, y, t)."""
-    if not isinstance(batch, (tuple, list)) or len(batch) < 2 or not all(isinstance(part, Tensor) for part in batch[:2]):
+    if not isinstance(batch, (tuple, list)) or len(batch) < 2 or not _are_inputs(batch[0]) or not isinstance(batch[1], Tensor):
         raise DataError(f"cannot use the {what}: expected batches (x, y) or (x, y, t) of tensors, found {type(batch).__name__}.")
+    x = batch[0] if isinstance(batch[0], Tensor) else tuple(batch[0])
+    check_inputs(x, n_inputs, f"cannot use the {what}")
     _check_labels_are_whole(batch[1], what)
-    return batch[0], batch[1].long()
+    return x, batch[1].long()
+
+
+def _are_inputs(x: Any) -> bool:
+    """Tell whether something is meant as the inputs of a network: one tensor or several, whatever else is wrong with them."""
+    return isinstance(x, Tensor) or (isinstance(x, (tuple, list)) and any(isinstance(part, Tensor) for part in x))
 
 
 def _check_labels_are_whole(y: Tensor, what: str) -> None:
@@ -92,7 +103,7 @@ def _check_labels_are_whole(y: Tensor, what: str) -> None:
         raise DataError(f"cannot use the {what}: expected integer labels, found {y.dtype}. Convert y with .long().")
 
 
-def examples(source: Source, what: str, config: LearnConfig, *, training: bool = False) -> Examples:
+def examples(source: Source, what: str, config: LearnConfig, *, training: bool = False, n_inputs: int | None = None) -> Examples:
     """Bring a user's data into one form.
 
     A Dataset with an attribute `deterministic = True` is read into memory once; any other is loaded again every epoch,
@@ -103,11 +114,13 @@ def examples(source: Source, what: str, config: LearnConfig, *, training: bool =
         what: "training data of task 'a'": named in messages.
         config: its batch size is that of the loader that is made for a Dataset.
         training: leave out a last smaller batch of a Dataset, another one each epoch; data that are read once are read whole.
+        n_inputs: how many inputs the network has, where that is known.
 
     Raises:
         DataError: the source has another form, or is empty.
     """
-    if isinstance(source, (tuple, list)) and len(source) == 2 and all(isinstance(part, Tensor) for part in source):
+    if isinstance(source, (tuple, list)) and len(source) == 2 and _are_inputs(source[0]) and isinstance(source[1], Tensor):
+        check_inputs(source[0], n_inputs, f"cannot use the {what}")
         return TensorExamples(source[0], source[1])
     if isinstance(source, TensorDataset):
         if len(source.tensors) < 2:
@@ -118,12 +131,16 @@ def examples(source: Source, what: str, config: LearnConfig, *, training: bool =
             raise DataError(f"cannot use the {what}: it is empty.")
         size = config.batch_size_for(len(source))  # pyright: ignore[reportArgumentType]
         loader = DataLoader(source, batch_size=size, shuffle=True, generator=torch.Generator(), drop_last=training and len(source) >= size)  # pyright: ignore[reportArgumentType]
-        return StreamExamples(loader, what)
+        return StreamExamples(loader, what, n_inputs)
     if isinstance(source, Iterable) and not isinstance(source, (tuple, list, Tensor, Iterator)):
-        return StreamExamples(source, what)
+        return StreamExamples(source, what, n_inputs)
+    hint = ""
+    if isinstance(source, Iterator):
+        hint = " An iterator can be read only once; pass what it iterates over."
+    elif isinstance(source, (tuple, list)) and len(source) > 2 and all(isinstance(part, Tensor) for part in source):
+        hint = f" It holds {len(source)} tensors: write several inputs as ((a, b), y)."
     raise DataError(
-        f"cannot use the {what}: expected (x, y) tensors, a Dataset or a DataLoader of (x, y), found {type(source).__name__}."
-        + (" An iterator can be read only once; pass what it iterates over." if isinstance(source, Iterator) else "")
+        f"cannot use the {what}: expected (x, y) tensors, a Dataset or a DataLoader of (x, y), found {type(source).__name__}.{hint}"
     )
 
 
@@ -134,39 +151,46 @@ def in_memory(source: Examples, what: str) -> TensorExamples:
     return _joined([(x, y) for _, x, y in source.batches(0)], what)
 
 
-def _joined(parts: list[tuple[Tensor, Tensor]], what: str) -> TensorExamples:
+def _joined(pairs: list[tuple[Inputs, Tensor]], what: str) -> TensorExamples:
     """Put batches together."""
     try:
-        return TensorExamples(torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts]))
-    except RuntimeError as error:
+        return TensorExamples(join([x for x, _ in pairs]), torch.cat([y for _, y in pairs]))
+    except (RuntimeError, ValueError) as error:  # ValueError: of another number of inputs
         raise DataError(f"cannot use the {what}: its batches do not fit together ({first_line(error)}).") from error
 
 
-def check(source: Examples, what: str, shape: Sequence[int], dtype: torch.dtype) -> None:
-    """Check examples in memory before anything is done with them: shape, dtype, finiteness, number of labels.
+def check(source: Examples, what: str, forms: Forms) -> None:
+    """Check examples in memory before anything is done with them: shapes, dtypes, finiteness, number of labels.
 
     Raises:
-        DataError: what is wrong, what was expected and what to do.
+        DataError: what is wrong, in which input where there are several, what was expected and what to do.
     """
     if isinstance(source, StreamExamples):
         return
-    x, y = source.x, source.y
-    if x.dim() == 0 or y.dim() == 0:
-        raise DataError(f"cannot use the {what}: expected a batch dimension, found x of shape {tuple(x.shape)}, y of {tuple(y.shape)}.")
-    if len(x) == 0:
-        raise DataError(f"cannot use the {what}: it is empty. A task needs at least one example of each of two classes.")
-    if tuple(x.shape[1:]) != tuple(shape):
-        raise DataError(
-            f"cannot use the {what}: expected examples of shape {tuple(shape)} as in the example input, found {tuple(x.shape[1:])}."
-        )
-    if x.dtype != dtype:
-        raise DataError(f"cannot use the {what}: expected {dtype} as in the example input, found {x.dtype}. Convert x.")
-    if y.dim() != 1 or len(y) != len(x):
-        raise DataError(f"cannot use the {what}: expected one label for each of {len(x)} examples, found labels of shape {tuple(y.shape)}.")
+    doing, y = f"cannot use the {what}", source.y
+    check_inputs(source.x, len(forms), doing)
+    inputs = parts(source.x)
+    named = [which(place, len(inputs)) for place in range(len(inputs))]
+    of = ["" if name == "x" else f" in {name}" for name in named]
+    for x, name in zip(inputs, named, strict=True):
+        if x.dim() == 0 or y.dim() == 0:
+            raise DataError(f"{doing}: expected a batch dimension, found {name} of shape {tuple(x.shape)}, y of {tuple(y.shape)}.")
+    n = length(source.x)
+    if n == 0:
+        raise DataError(f"{doing}: it is empty. A task needs at least one example of each of two classes.")
+    for x, form, name, where in zip(inputs, forms, named, of, strict=True):
+        found = tuple(x.shape[1:])
+        if not form.fits(found):
+            raise DataError(f"{doing}: expected examples of shape {form.shape} as in the example input, found {found}{where}.")
+        if x.dtype != form.dtype:
+            raise DataError(f"{doing}: expected {form.dtype} as in the example input, found {x.dtype}{where}. Convert {name}.")
+    if y.dim() != 1 or len(y) != n:
+        raise DataError(f"{doing}: expected one label for each of {n} examples, found labels of shape {tuple(y.shape)}.")
     _check_labels_are_whole(y, what)
-    if x.is_floating_point() and not bool(torch.isfinite(x).all()):
-        bad = int((~torch.isfinite(x)).flatten(1).any(1).sum())
-        raise DataError(f"cannot use the {what}: {bad} of {len(x)} examples hold NaN or infinite values. Clean or drop them.")
+    for x, where in zip(inputs, of, strict=True):
+        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+            bad = int((~torch.isfinite(x)).flatten(1).any(1).sum())
+            raise DataError(f"{doing}: {bad} of {n} examples hold NaN or infinite values{where}. Clean or drop them.")
 
 
 def check_labels(y: Tensor, n_classes: int, what: str) -> None:
@@ -196,8 +220,7 @@ def open_data(
     validation: Source,
     n_classes: int | None,
     config: LearnConfig,
-    shape: Sequence[int],
-    dtype: torch.dtype,
+    forms: Forms,
     generator: torch.Generator,
 ) -> TaskData:
     """Bring a task's data into one form and check it, before anything is trained.
@@ -208,8 +231,7 @@ def open_data(
         validation: validation data; read into memory, so that it is the same at every look.
         n_classes: None takes one more than the largest label seen.
         config: its batch size.
-        shape: of one example.
-        dtype: of the examples.
+        forms: what the examples of each input must look like.
         generator: chooses the sample.
 
     Raises:
@@ -217,15 +239,15 @@ def open_data(
     """
     what, what_held_out = f"training data of task '{name}'", f"validation data of task '{name}'"
     read_once = bool(getattr(train, "deterministic", False))
-    whole = examples(train, what, config, training=not read_once)
+    whole = examples(train, what, config, training=not read_once, n_inputs=len(forms))
     # A user's loader may draw from the global generator: it is given a seed for the while, and left as it was.
     with seeds.drawing_from(generator):
         if read_once:
             whole = in_memory(whole, what)
-        held_out = in_memory(examples(validation, what_held_out, config), what_held_out)
+        held_out = in_memory(examples(validation, what_held_out, config, n_inputs=len(forms)), what_held_out)
         sample = _sample(whole, generator, what)
     for part, text in ((whole, what), (held_out, what_held_out), (sample, what)):
-        check(part, text, shape, dtype)
+        check(part, text, forms)
     known = [part for part in (whole, held_out, sample) if isinstance(part, TensorExamples)]
     if n_classes is None:
         n_classes = 1 + max(int(part.y.max()) for part in known)
@@ -237,7 +259,7 @@ def open_data(
     if len(torch.unique(seen.y)) < 2:
         raise DataError(f"cannot learn task '{name}': its training data hold a single class; a classifier needs at least two.")
     if isinstance(whole, StreamExamples):
-        whole = replace(whole, shape=tuple(shape), dtype=dtype)
+        whole = replace(whole, forms=forms)
     return TaskData(_long(whole), _long(held_out), _long(sample), n_classes)
 
 
@@ -249,13 +271,14 @@ def _long(part: Any) -> Any:
 def _sample(train: Examples, generator: torch.Generator, what: str) -> TensorExamples:
     """Return up to `SAMPLE` training examples: a random choice, or of a stream the first ones it gives."""
     if isinstance(train, TensorExamples):
-        if train.x.dim() == 0:
+        if any(part.dim() == 0 for part in parts(train.x)):
             return train  # refused by `check`
-        places = torch.randperm(len(train.x), generator=generator)[:SAMPLE]
-        return TensorExamples(train.x[places], train.y[places] if train.y.dim() and len(train.y) == len(train.x) else train.y)
-    parts: list[tuple[Tensor, Tensor]] = []
+        n = length(train.x)
+        places = torch.randperm(n, generator=generator)[:SAMPLE]
+        return TensorExamples(take(train.x, places), train.y[places] if train.y.dim() and len(train.y) == n else train.y)
+    pairs: list[tuple[Inputs, Tensor]] = []
     for _, x, y in train.batches(0, generator):
-        parts.append((x, y))
-        if sum(len(x) for x, _ in parts) >= SAMPLE:
+        pairs.append((x, y))
+        if sum(length(x) for x, _ in pairs) >= SAMPLE:
             break
-    return _joined(parts, what)
+    return _joined(pairs, what)

@@ -13,27 +13,30 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from clnp.allocation import FREE, Allocation
+from clnp.emit import positions, with_everyone
 from clnp.errors import StoreError
 from clnp.files import write_atomic
-from clnp.narrow import positions, with_everyone
+from clnp.inputs import Form
 from clnp.records import TaskRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from os import PathLike
 
+    from clnp.inputs import Forms, Inputs
     from clnp.wiring import Wiring
 
-FORMAT = 1
+FORMATS = (1, 2)
+"""What this version reads and writes: 2 where the network has several inputs, which earlier versions cannot read."""
 DESCRIPTION, CONSTANTS, TASKS = "model.json", "constants.safetensors", "tasks"
 
 
@@ -50,10 +53,26 @@ class TaskEntry(_Strict):
     n_classes: int
     head: str
     private: bool
+    width: int = 0
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in fields(self).items() if key != "width" or value}
+
+
+class InputEntry(_Strict):
+    """What `model.json` says of one more input."""
+
+    shape: list[int]
+    dtype: str
 
 
 class Description(_Strict):
-    """The content of `model.json`: which network, made how, and which tasks."""
+    """The content of `model.json`: which network, made how, and which tasks.
+
+    `shape` and `dtype` are those of the first input. `more_inputs` are the others; where there are none nothing is written
+    of them, and the file (with its checksum) is that of format 1.
+    """
 
     graph: str
     groups: dict[str, int]
@@ -61,19 +80,43 @@ class Description(_Strict):
     head: str | None
     shape: list[int]
     dtype: str
+    more_inputs: list[InputEntry] = []
+    widened: list[dict[str, int]] = []
+    """Units that were added to the model's own, group by group, each time that it was widened."""
     constants: str = ""
     tasks: list[TaskEntry] = []
     format: int = 1
     checksum: str = ""
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in fields(self).items() if key not in ("more_inputs", "widened") or value}
+
+    @property
+    def inputs(self) -> tuple[InputEntry, ...]:
+        """Every input of the network."""
+        return (InputEntry(shape=self.shape, dtype=self.dtype), *self.more_inputs)
 
     def sealed(self) -> Description:
         """Return the description with the SHA-256 of all its other fields."""
         bare = self.model_copy(update={"checksum": ""})
         return bare.model_copy(update={"checksum": _sha256(bare.model_dump_json().encode())})
 
-    def example(self) -> Tensor:
-        """Return an input of the network, (2, ...)."""
-        return torch.zeros(2, *self.shape, dtype=getattr(torch, self.dtype))
+    def example(self) -> Inputs:
+        """Return an input of the network, (2, ...), or a tuple of them."""
+        return zeros([Form(tuple(entry.shape), getattr(torch, entry.dtype)) for entry in self.inputs])
+
+
+def zeros(forms: Sequence[Form]) -> Inputs:
+    """Return an input of a network, (2, ...), or a tuple of them."""
+    found = tuple(torch.zeros(2, *form.shape, dtype=form.dtype) for form in forms)
+    return found if len(forms) > 1 else found[0]  # pyright: ignore[reportGeneralTypeIssues]
+
+
+def described(forms: Forms) -> dict[str, Any]:
+    """Return what a `Description` says of a network's inputs, and the format that this takes."""
+    first, *more = [InputEntry(shape=list(form.shape), dtype=str(form.dtype).removeprefix("torch.")) for form in forms]
+    return {"shape": first.shape, "dtype": first.dtype, "more_inputs": more, "format": 2 if more else 1}
 
 
 @dataclass(frozen=True)
@@ -109,7 +152,15 @@ def write(directory: str | PathLike[str], wiring: Wiring, state: Mapping[str, Te
         name = f"{number:03d}.safetensors"
         files[path / TASKS / name] = content
         entries.append(
-            TaskEntry(name=task, file=name, sha256=_sha256(content), n_classes=record.n_classes, head=record.head, private=record.private)
+            TaskEntry(
+                name=task,
+                file=name,
+                sha256=_sha256(content),
+                n_classes=record.n_classes,
+                head=record.head,
+                private=record.private,
+                width=record.width,
+            )
         )
     constants = save({name: tensor.contiguous() for name, tensor in stored.constants.items()})
     description = description.model_copy(update={"constants": _sha256(constants), "tasks": entries}).sealed()
@@ -133,7 +184,7 @@ def _tensors(wiring: Wiring, state: Mapping[str, Tensor], allocation: Allocation
     columns_of = with_everyone(wiring.join(allocation.needed[task]))
     tensors: dict[str, Tensor] = {"head.weight": record.weight.contiguous(), "head.bias": record.bias.contiguous()}
     for name, labels in wiring.parameters.items():
-        rows = state[name][positions(rows_of, labels.rows)]
+        rows = labels.matrix(state[name])[positions(rows_of, labels.rows)]
         tensors[f"rows/{name}"] = (rows if labels.columns is None else rows[:, positions(columns_of, labels.columns)]).contiguous()
     for group in wiring.groups:
         tensors[f"claimed/{group.name}"] = (allocation.owner[group.name] == allocation.number(task)).nonzero()[:, 0]
@@ -141,8 +192,13 @@ def _tensors(wiring: Wiring, state: Mapping[str, Tensor], allocation: Allocation
     return tensors
 
 
-def read(directory: str | PathLike[str], wiring: Wiring) -> Stored:
+def read(directory: str | PathLike[str], wiring: Wiring, graph: str | None = None) -> Stored:
     """Read a learner and verify it: hashes, the network, shapes, finiteness.
+
+    Args:
+        directory: that `write` wrote.
+        wiring: of the network, as wide as it was when it was written.
+        graph: the hash of the network as its code makes it; None takes that of `wiring`.
 
     Raises:
         StoreError: the directory is missing, damaged, or of another network; the message names the file.
@@ -150,7 +206,7 @@ def read(directory: str | PathLike[str], wiring: Wiring) -> Stored:
     path = Path(directory)
     description = describe(path)
     groups = {group.name: group.n_units for group in wiring.groups}
-    if description.graph != wiring.graph.hash or description.groups != groups:
+    if description.graph != (graph or wiring.graph.hash) or description.groups != groups:
         raise StoreError(
             f"cannot load '{path}': it was made with another network. Expected groups {description.groups}, found {groups}. "
             f"Pass the network that it was made with."
@@ -168,7 +224,9 @@ def read(directory: str | PathLike[str], wiring: Wiring) -> Stored:
             needed[group.name] = torch.zeros(group.n_units, dtype=torch.bool)
             needed[group.name][tensors[f"needed/{group.name}"]] = True
         allocation = allocation.commit(entry.name, needed)
-        records[entry.name] = TaskRecord(entry.n_classes, entry.head, tensors["head.weight"], tensors["head.bias"], entry.private)
+        records[entry.name] = TaskRecord(
+            entry.n_classes, entry.head, tensors["head.weight"], tensors["head.bias"], entry.private, entry.width
+        )
         rows[entry.name] = {name: tensors[f"rows/{name}"] for name in wiring.parameters}
     return Stored(constants, allocation, records, rows)
 
@@ -183,11 +241,12 @@ def restore_(wiring: Wiring, state: Mapping[str, Tensor], stored: Stored) -> Non
         columns_of = with_everyone(wiring.join(stored.allocation.needed[task]))
         for name, labels in wiring.parameters.items():
             rows = positions(rows_of, labels.rows)
+            matrix = labels.matrix(state[name])
             if labels.columns is None:
-                state[name][rows] = stored.rows[task][name]
+                matrix[rows] = stored.rows[task][name]
             else:
-                state[name][rows] = 0
-                state[name][rows[:, None], positions(columns_of, labels.columns)[None]] = stored.rows[task][name]
+                matrix[rows] = 0
+                matrix[rows[:, None], positions(columns_of, labels.columns)[None]] = stored.rows[task][name]
 
 
 def describe(directory: str | PathLike[str]) -> Description:
@@ -204,16 +263,18 @@ def describe(directory: str | PathLike[str]) -> Description:
         content = file.read_text(encoding="utf-8")
         raw = json.loads(content)
         version = raw.get("format") if isinstance(raw, dict) else None
-        if isinstance(version, int) and version != FORMAT:
-            raise StoreError(f"cannot load '{file}': expected format {FORMAT}, found {version}. Install the clnp version that wrote it.")
+        if isinstance(version, int) and version not in FORMATS:
+            known = " or ".join(map(str, FORMATS))
+            raise StoreError(f"cannot load '{file}': expected format {known}, found {version}. Install the clnp version that wrote it.")
         description = Description.model_validate_json(content)
     except ValueError as error:
         first = str(error).splitlines()
         raise StoreError(f"cannot load '{file}': it is damaged ({' '.join(first[:3])}). Restore it from a copy.") from error
     if description != description.sealed():
         raise StoreError(f"cannot load '{file}': it is damaged: its checksum is not that of its content. Restore it from a copy.")
-    if not isinstance(getattr(torch, description.dtype, None), torch.dtype):
-        raise StoreError(f"cannot load '{file}': it is damaged (no such dtype: {description.dtype!r}). Restore it from a copy.")
+    for entry in description.inputs:
+        if not isinstance(getattr(torch, entry.dtype, None), torch.dtype):
+            raise StoreError(f"cannot load '{file}': it is damaged (no such dtype: {entry.dtype!r}). Restore it from a copy.")
     return description
 
 

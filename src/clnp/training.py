@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from clnp import seeds
+from clnp.emit import operand_view, positions, with_everyone
 from clnp.errors import ConfigError, DataError, TrainingError, first_line
 from clnp.importance import Activity
-from clnp.narrow import narrow, positions, with_everyone
+from clnp.inputs import Inputs, cut, length, parts, to_device
+from clnp.narrow import moved_labels, narrow
 from clnp.sources import Examples, StreamExamples, TensorExamples, check_labels
 from clnp.split import SplitNetwork
 from clnp.wiring.labels import varying
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
 
     from clnp.config import LearnConfig
+    from clnp.kinds import Part
     from clnp.wiring import Wiring
 
 Progress = Callable[[dict[str, Any]], None]
@@ -42,7 +45,7 @@ class Trainable(Protocol):
         """The head's bias, whose device is where the training happens."""
         ...
 
-    def __call__(self, x: Tensor, meets: tuple[Tensor, ...] | None = None) -> Tensor: ...  # noqa: D102
+    def __call__(self, x: Inputs, meets: tuple[Tensor, ...] | None = None) -> Tensor: ...  # noqa: D102
     def parameters(self) -> Iterator[nn.Parameter]: ...  # noqa: D102
     def weights(self) -> list[nn.Parameter]:
         """The parameters under the L1 penalty."""
@@ -110,13 +113,14 @@ def kept_values(network: SplitNetwork, data: Examples, limit: int, device: torch
         return None
     if network.claimed is None:
         return ()
-    one = network.claimed_values(data.x[:1].to(device))
+    one = network.claimed_values(to_device(cut(data.x, 0, 1), device))
     size = sum(value.numel() * value.element_size() for value in one)
     if size * len(data) > limit * 2**20:
         return None
     kept = [torch.empty(len(data), *value.shape[1:], dtype=value.dtype, device=value.device) for value in one]
     for start in range(0, len(data), EVALUATION_BATCH):
-        for whole, part in zip(kept, network.claimed_values(data.x[start : start + EVALUATION_BATCH].to(device)), strict=True):
+        x = to_device(cut(data.x, start, start + EVALUATION_BATCH), device)
+        for whole, part in zip(kept, network.claimed_values(x), strict=True):
             whole[start : start + len(part)] = part
     return tuple(kept)
 
@@ -127,7 +131,7 @@ def narrow_kept(kept: tuple[Tensor, ...] | None, before: SplitNetwork, after: Sp
         return kept
     result: list[Tensor] = []
     for name in after.meets:
-        labels = before.wiring.values[name]
+        labels = moved_labels(before.wiring, name)
         value = kept[before.meets.index(name)]
         for dim in varying(labels):  # one, or none
             old = labels.flatten()[positions(with_everyone(before.claimed_units), labels.flatten())]
@@ -140,11 +144,11 @@ def narrow_kept(kept: tuple[Tensor, ...] | None, before: SplitNetwork, after: Sp
 
 def batches(
     data: Examples, kept: tuple[Tensor, ...] | None, batch_size: int, device: torch.device, generator: torch.Generator | None = None
-) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, ...] | None]]:
+) -> Iterator[tuple[Inputs, Tensor, tuple[Tensor, ...] | None]]:
     """Yield (x, y, meets) on the device; meets are None where they must be computed."""
     for places, x, y in data.batches(batch_size, generator):
         meets = None if kept is None or places is None else tuple(value[places.to(value.device)] for value in kept)
-        yield x.to(device), y.to(device), meets
+        yield to_device(x, device), y.to(device), meets
 
 
 def fit(
@@ -265,7 +269,8 @@ def n_correct_and_finite(network: nn.Module, data: TensorExamples, kept: tuple[T
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     correct = n_finite = 0
     for x, y, meets in batches(data, kept, EVALUATION_BATCH, device):
-        logits = network(x) if meets is None else network(x, meets)
+        # A predictor takes one argument for each input, as the user's own network does.
+        logits = network(*parts(x)) if isinstance(network, fx.GraphModule) else network(x) if meets is None else network(x, meets)
         finite = torch.isfinite(logits).all(1)
         # An answer that is not a number is wrong, whatever argmax makes of it.
         correct, n_finite = correct + int(((logits.argmax(1) == y) & finite).sum()), n_finite + int(finite.sum())
@@ -285,14 +290,22 @@ def estimate_norms_(network: SplitNetwork, data: TensorExamples, kept: tuple[Ten
     n = min(len(data), ESTIMATE_EXAMPLES)
     for start in range(0, max(n - n % ESTIMATE_BATCH, 1), ESTIMATE_BATCH):
         part = slice(start, start + ESTIMATE_BATCH)
-        network(data.x[part].to(device), None if kept is None else tuple(value[part] for value in kept))
+        network(
+            to_device(cut(data.x, start, start + ESTIMATE_BATCH), device), None if kept is None else tuple(value[part] for value in kept)
+        )
     for norm in norms:
         norm.estimating = False
 
 
 @torch.no_grad()
 def activities(
-    wiring: Wiring, state: Mapping[str, Tensor], visible: Tensor, head_weight: Tensor, data: TensorExamples, owner_free: Tensor
+    wiring: Wiring,
+    state: Mapping[str, Tensor],
+    visible: Tensor,
+    head_weight: Tensor,
+    data: TensorExamples,
+    owner_free: Tensor,
+    norms: Sequence[Part] = (),
 ) -> list[tuple[Tensor, Activity]]:
     """Measure what each layer reads, over examples and positions, in the network of the visible units.
 
@@ -303,26 +316,27 @@ def activities(
         head_weight: the task's head (classes, F).
         data: examples to measure on.
         owner_free: bool (n_units,): the units whose rows the task trains; only their weights count as outgoing.
+        norms: for norms over units, what is normalised over what.
 
     Returns: for each place where units are read, the units (k,) and their `Activity`.
     """
     member = with_everyone(visible, everyone=False)
-    reads = list(dict.fromkeys([*wiring.reads.values(), wiring.graph.output]))
+    reads = list(dict.fromkeys([*(source for _, source in wiring.reads), wiring.graph.output]))
     reads = [name for name in reads if bool(member[wiring.values[name]].any())]
-    network = narrow(wiring, state, visible, outputs=reads).eval()
+    network = narrow(wiring, state, visible, norms=norms, outputs=reads).eval()
     device = head_weight.device
     sums: list[list[Tensor]] = []
     n = 0
     for x, _, _ in batches(data, None, EVALUATION_BATCH // 2, device):
-        values = network(x)
+        values, n_examples = network(*parts(x)), length(x)
         found = [_moments(value, wiring, name) for value, name in zip(values, reads, strict=True)]
-        found = [[part * len(x) for part in moments] for moments in found]  # every example counts the same
+        found = [[part * n_examples for part in moments] for moments in found]  # every example counts the same
         sums = found if not sums else [[a + b for a, b in zip(old, new, strict=True)] for old, new in zip(sums, found, strict=True)]
-        n += len(x)
+        n += n_examples
     everyone = with_everyone(visible)
     measured: list[tuple[Tensor, Activity]] = []
     for name, (absolute, firing, first, second) in zip(reads, sums, strict=True):
-        labels = wiring.values[name].flatten()
+        labels = moved_labels(wiring, name).flatten()
         places = positions(everyone, labels)
         units, inverse = torch.unique(labels[places], return_inverse=True)
         count = torch.bincount(inverse).to(device)
@@ -339,19 +353,21 @@ def activities(
 
 def _moments(value: Tensor, wiring: Wiring, name: str) -> list[Tensor]:
     """Return the means of |a|, a != 0, a and a^2 over all dimensions but that of the units: each (k,)."""
-    labels = wiring.values[name]
-    flat = value.transpose(0, varying(labels)[0]).flatten(1) if varying(labels) else value.reshape(1, -1)  # (k, B * positions)
+    dims = varying(moved_labels(wiring, name))
+    value = value.float()  # under autocast it may be half precision
+    flat = value.transpose(0, dims[0]).flatten(1) if dims else value.reshape(1, -1)  # (k, B * positions)
     return [flat.abs().mean(1), (flat != 0).float().mean(1), flat.mean(1), flat.square().mean(1)]
 
 
 def _outgoing(wiring: Wiring, state: Mapping[str, Tensor], head_weight: Tensor, name: str, rows_of: Tensor, units: Tensor) -> Tensor:
     """Sum |weight| from each unit into the rows that the task trains and that read the value `name`: (len(units),)."""
     total = torch.zeros(wiring.n_units + 1, device=head_weight.device)
-    for weight, source in wiring.reads.items():
-        labels = wiring.parameters[weight]
-        if source == name and labels.columns is not None:
-            tensor = state[weight][rows_of[labels.rows].to(head_weight.device)]
-            columns = tensor.abs().sum([d for d in range(tensor.dim()) if d != 1])
+    for weight, source in wiring.reads:
+        labels = wiring.operands[weight]
+        if source == name and labels.columns is not None and labels.column_dim is not None and labels.row_dim is not None:
+            tensor = operand_view(wiring, state, weight)
+            tensor = tensor.index_select(labels.row_dim, rows_of[labels.rows].nonzero()[:, 0].to(tensor.device))
+            columns = tensor.abs().sum([d for d in range(tensor.dim()) if d != labels.column_dim])
             total.index_add_(0, (labels.columns % len(total)).to(total.device), columns)  # raw input, label -1: the last place
     if name == wiring.graph.output:
         total.index_add_(0, (wiring.features % len(total)).to(total.device), head_weight.detach().abs().sum(0))

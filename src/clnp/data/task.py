@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from clnp.inputs import Inputs
+
 Split: TypeAlias = Literal["train", "validation", "test"]
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 
@@ -25,7 +27,8 @@ class Task:
         name: unique in its benchmark, for example "digits-0". Data, never a path.
         n_classes: how many classes; labels are 0 .. n_classes - 1.
         classes: their names, by label.
-        load: a split -> x, float32 (n, ...), and y, int64 (n,). The same split always gives the same tensors.
+        load: a split -> x, float32 (n, ...) or a tuple of such for a network with several inputs, and y, int64 (n,). The same
+            split always gives the same tensors.
         details: what else defines the task (seed, hash of the permutation, angle): written into the run.
 
     >>> import torch
@@ -37,20 +40,20 @@ class Task:
     name: str
     n_classes: int
     classes: tuple[str, ...]
-    load: Callable[[Split], tuple[Tensor, Tensor]]
+    load: Callable[[Split], tuple[Inputs, Tensor]]
     details: Mapping[str, JSON]
 
     @property
-    def train(self) -> tuple[Tensor, Tensor]:
+    def train(self) -> tuple[Inputs, Tensor]:
         """The examples to learn from: x and y."""
         return self.load("train")
 
     @property
-    def validation(self) -> tuple[Tensor, Tensor]:
+    def validation(self) -> tuple[Inputs, Tensor]:
         """The held-out examples that decisions are made on (margin, stopping): x and y."""
         return self.load("validation")
 
     @property
-    def test(self) -> tuple[Tensor, Tensor]:
+    def test(self) -> tuple[Inputs, Tensor]:
         """The examples that only reports are made of: x and y."""
         return self.load("test")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from clnp.config import LearnConfig
+    from clnp.inputs import Inputs
 
 __all__ = ["METHODS", "Make", "Method"]
 
@@ -30,15 +31,15 @@ class Method(Protocol):
     def learn(
         self,
         task_name: str,
-        train: tuple[Tensor, Tensor],
-        validation: tuple[Tensor, Tensor],
+        train: tuple[Inputs, Tensor],
+        validation: tuple[Inputs, Tensor],
         n_classes: int,
         progress: Callable[[dict[str, Any]], None],
     ) -> dict[str, Any]:
         """Learn one task and return what its `task_learned` event says beside name and times."""
         ...
 
-    def predict(self, x: Tensor, task: str) -> Tensor:
+    def predict(self, x: Inputs, task: str) -> Tensor:
         """Return the logits of a batch, (n, n_classes), as a learned task sees it."""
         ...
 
@@ -59,7 +60,7 @@ class Method(Protocol):
         ...
 
 
-Make = Callable[["Callable[[], nn.Module]", "Tensor", "LearnConfig", int], Method]
+Make = Callable[["Callable[[], nn.Module]", "Inputs", "LearnConfig", int], Method]
 """(builds the network without a head, with fresh weights that are always the same; a batch of one example; settings; seed) -> a method"""
 
 METHODS: Mapping[str, Make] = {

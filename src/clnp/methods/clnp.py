@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from clnp.config import LearnConfig
+    from clnp.inputs import Inputs
 
 
 class Clnp:
     """Each task in units that no earlier task needs; nothing learned ever changes (this library's method)."""
 
-    def __init__(self, make_trunk: Callable[[], nn.Module], example: Tensor, config: LearnConfig, seed: int) -> None:
+    def __init__(self, make_trunk: Callable[[], nn.Module], example: Inputs, config: LearnConfig, seed: int) -> None:
         self.make_trunk, self.config = make_trunk, config
         self.learner = Learner(make_trunk(), example, seed=seed)
 
@@ -32,8 +33,8 @@ class Clnp:
     def learn(
         self,
         task_name: str,
-        train: tuple[Tensor, Tensor],
-        validation: tuple[Tensor, Tensor],
+        train: tuple[Inputs, Tensor],
+        validation: tuple[Inputs, Tensor],
         n_classes: int,
         progress: Callable[[dict[str, Any]], None],
     ) -> dict[str, Any]:
@@ -45,7 +46,7 @@ class Clnp:
             del event[known]
         return event | {"notices": list(result.notices)}
 
-    def predict(self, x: Tensor, task: str) -> Tensor:
+    def predict(self, x: Inputs, task: str) -> Tensor:
         """Return the logits of a task, from the units that it needs."""
         return self.learner.predict(x, task=task)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from clnp import seeds, training
 from clnp.errors import StoreError
 from clnp.files import write_atomic
+from clnp.inputs import parts
 from clnp.sources import TensorExamples
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from clnp.config import LearnConfig
+    from clnp.inputs import Inputs
 
 STATE = "method.json"
 
@@ -44,10 +46,10 @@ class DenseNetwork(nn.Module):
         """Return the weights under the L1 penalty: none."""
         return []
 
-    def forward(self, x: Tensor, meets: None = None) -> Tensor:
+    def forward(self, x: Inputs, meets: None = None) -> Tensor:
         """Return logits; there are no claimed units to meet."""
         del meets
-        return self.head(self.trunk(x))
+        return self.head(self.trunk(*parts(x)))
 
 
 def make_head(n_features: int, n_classes: int, *place: int | str) -> nn.Linear:
@@ -57,15 +59,15 @@ def make_head(n_features: int, n_classes: int, *place: int | str) -> nn.Linear:
 
 
 @torch.no_grad()
-def count_features(trunk: nn.Module, example: Tensor) -> int:
+def count_features(trunk: nn.Module, example: Inputs) -> int:
     """Return the width of what a trunk puts out."""
-    return trunk.eval()(example).shape[1]
+    return trunk.eval()(*parts(example)).shape[1]
 
 
 def fit_dense_(
     network: DenseNetwork,
-    train: tuple[Tensor, Tensor],
-    validation: tuple[Tensor, Tensor],
+    train: tuple[Inputs, Tensor],
+    validation: tuple[Inputs, Tensor],
     config: LearnConfig,
     *,
     seed: int,

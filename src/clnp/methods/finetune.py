@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from clnp.inputs import parts, to_device
 from clnp.methods.dense import (
     DenseNetwork,
     count_features,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from clnp.config import LearnConfig
+    from clnp.inputs import Inputs
 
 
 class Finetune:
@@ -32,10 +34,10 @@ class Finetune:
     With `head="multi"` each task has its own output rows; with "single" all tasks share one row per class.
     """
 
-    def __init__(self, make_trunk: Callable[[], nn.Module], example: Tensor, config: LearnConfig, seed: int) -> None:
+    def __init__(self, make_trunk: Callable[[], nn.Module], example: Inputs, config: LearnConfig, seed: int) -> None:
         self.config, self.seed = config, seed
         self.trunk = make_trunk().to(config.device)
-        self.n_features = count_features(self.trunk, example.to(config.device))
+        self.n_features = count_features(self.trunk, to_device(example, config.device))
         self.heads = nn.ModuleList()
         self.n_classes: dict[str, int] = {}
 
@@ -47,8 +49,8 @@ class Finetune:
     def learn(
         self,
         task_name: str,
-        train: tuple[Tensor, Tensor],
-        validation: tuple[Tensor, Tensor],
+        train: tuple[Inputs, Tensor],
+        validation: tuple[Inputs, Tensor],
         n_classes: int,
         progress: Callable[[dict[str, Any]], None],
     ) -> dict[str, Any]:
@@ -76,10 +78,10 @@ class Finetune:
         return shared
 
     @torch.no_grad()
-    def predict(self, x: Tensor, task: str) -> Tensor:
+    def predict(self, x: Inputs, task: str) -> Tensor:
         """Return the logits of a task from the network as it is now."""
         head = self.heads[self.tasks.index(task) if self.config.head == "multi" else 0]
-        return head(self.trunk.eval()(x.to(self.config.device)))[:, : self.n_classes[task]]
+        return head(self.trunk.eval()(*parts(to_device(x, self.config.device))))[:, : self.n_classes[task]]
 
     def save(self, directory: Path) -> None:
         """Write the network beside the last one, then make it count, then remove the last one."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from clnp.inputs import to_device
 from clnp.methods.dense import (
     DenseNetwork,
     count_features,
@@ -24,12 +25,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from clnp.config import LearnConfig
+    from clnp.inputs import Inputs
 
 
 class Single:
     """Each task has a fresh dense network of its own (no transfer, no forgetting, no shared room)."""
 
-    def __init__(self, make_trunk: Callable[[], nn.Module], example: Tensor, config: LearnConfig, seed: int) -> None:
+    def __init__(self, make_trunk: Callable[[], nn.Module], example: Inputs, config: LearnConfig, seed: int) -> None:
         self.make_trunk, self.config, self.seed = make_trunk, config, seed
         self.n_features = count_features(make_trunk(), example)
         self.networks: dict[str, DenseNetwork] = {}
@@ -42,8 +44,8 @@ class Single:
     def learn(
         self,
         task_name: str,
-        train: tuple[Tensor, Tensor],
-        validation: tuple[Tensor, Tensor],
+        train: tuple[Inputs, Tensor],
+        validation: tuple[Inputs, Tensor],
         n_classes: int,
         progress: Callable[[dict[str, Any]], None],
     ) -> dict[str, Any]:
@@ -55,9 +57,9 @@ class Single:
         return {"accuracy": accuracy}
 
     @torch.no_grad()
-    def predict(self, x: Tensor, task: str) -> Tensor:
+    def predict(self, x: Inputs, task: str) -> Tensor:
         """Return the logits of a task from its own network."""
-        return self.networks[task].eval()(x.to(self.config.device))
+        return self.networks[task].eval()(to_device(x, self.config.device))
 
     def save(self, directory: Path) -> None:
         """Write the networks that are not there yet, one file each, then make them count."""

@@ -72,6 +72,13 @@ class Learned(Record):
     notices: tuple[str, ...] = ()
 
 
+class Widened(Record):
+    """The event `widened`: the units of each group, and the free ones, after some were added."""
+
+    groups: dict[str, int]
+    free: dict[str, int]
+
+
 class Evaluated(Record):
     """The event `evaluated`: test accuracies of tasks 0..after."""
 
@@ -134,6 +141,9 @@ class Log:
     started: Started | None = None
     learned: dict[int, Learned] = field(default_factory=dict)
     evaluated: dict[int, Evaluated] = field(default_factory=dict)
+    widened: Widened | None = None
+    widened_after: int = -1
+    """The last task that was learned when the network was widened."""
     progress: Progress | None = None
     n_resumed: int = 0
     first_time: float | None = None
@@ -247,6 +257,9 @@ def _apply_event_(log: Log, event: dict[str, Any]) -> None:
             learned = Learned.model_validate(event)
             log.learned[learned.index] = learned
             log.progress = None
+        case "widened":
+            log.widened = Widened.model_validate(event)
+            log.widened_after = max(log.learned, default=-1)
         case "evaluated":
             evaluated = Evaluated.model_validate(event)
             log.evaluated[evaluated.after] = evaluated

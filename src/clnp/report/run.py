@@ -279,10 +279,14 @@ def _groups(started: Started, log: Log) -> tuple[Group, ...]:
     """Return the groups as the tasks learned so far left them."""
     records = [record for _, record in sorted(log.learned.items())]
     groups: list[Group] = []
-    for name, n_units in (started.groups or {}).items():
+    widened = log.widened
+    for name, n_units in ((started.groups if widened is None else widened.groups) or {}).items():
         claimed = {record.task: record.claimed.get(name, 0) for record in records}
         reused = {record.task: record.reused.get(name, 0) for record in records}
-        free = records[-1].free.get(name, n_units - sum(claimed.values())) if records else n_units
+        if widened is not None and log.widened_after == max(log.learned, default=-1):
+            free = widened.free.get(name, n_units)
+        else:
+            free = records[-1].free.get(name, n_units - sum(claimed.values())) if records else n_units
         groups.append(Group(name, n_units, free, claimed, reused))
     return tuple(groups)
 

@@ -1,9 +1,13 @@
 """Capture a network and find out which unit each position of each tensor belongs to."""
 
-from clnp.wiring.graph import Graph, Node, Ref, capture, noisy, without_head
+from clnp.wiring.capture import capture
+from clnp.wiring.graph import Graph, Node, Ref, Size
 from clnp.wiring.labels import EVERYONE
-from clnp.wiring.rules import RULES, Rule, Value, kind_of
-from clnp.wiring.trace import Group, ParameterLabels, Tracer, Wiring, trace
+from clnp.wiring.plan import Group, ParameterLabels, Wiring
+from clnp.wiring.prepare import mode, noisy, without_head
+from clnp.wiring.rules import RULES, Rule, Value, register
+from clnp.wiring.trace import folded, trace
+from clnp.wiring.tracer import Tracer
 
 __all__ = [
     "EVERYONE",
@@ -14,12 +18,15 @@ __all__ = [
     "ParameterLabels",
     "Ref",
     "Rule",
+    "Size",
     "Tracer",
     "Value",
     "Wiring",
     "capture",
-    "kind_of",
+    "folded",
+    "mode",
     "noisy",
+    "register",
     "trace",
     "without_head",
 ]

@@ -1,205 +1,37 @@
-"""Run labels through a captured network: which unit does every position of every tensor belong to?"""
+"""Capture a network and find out which units it has and what ties them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cached_property
+import traceback
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from clnp.errors import WiringError
-from clnp.wiring.graph import CONSTANT, INPUT, OUTPUT, PARAMETER, Graph, Node, Ref, capture
-from clnp.wiring.labels import EVERYONE, along, compact, components
-from clnp.wiring.rules import RULES, Rule, Value, check_separable, refuse
+from clnp.inputs import parts
+from clnp.wiring.capture import capture
+from clnp.wiring.labels import varying
+from clnp.wiring.patterns import with_norms
+from clnp.wiring.prepare import copied, mode
+from clnp.wiring.rules import Value
+from clnp.wiring.rules.base import refusal
+from clnp.wiring.settle import settle
+from clnp.wiring.tracer import Tracer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from clnp.inputs import Inputs
+    from clnp.wiring.plan import Wiring
 
 
-@dataclass(frozen=True)
-class Group:
-    """Tied layers: they share their units. `start` is the first of the group's `n_units` numbers in the whole network."""
-
-    name: str
-    n_units: int
-    start: int
-    layers: tuple[str, ...]
-    ties: tuple[str, ...]
-    """Where in the user's code the layers are tied, for a person to read."""
-
-    @property
-    def slice(self) -> slice:
-        """The group's places in a tensor over all units."""
-        return slice(self.start, self.start + self.n_units)
-
-
-@dataclass(frozen=True)
-class ParameterLabels:
-    """The units of a parameter's rows (dimension 0) and, for weights, columns (dimension 1); `EVERYONE` is raw input.
-
-    `initial` is the value that a new row starts from; weights have none: they start from random values.
-    """
-
-    rows: Tensor
-    columns: Tensor | None = None
-    initial: float = 0.0
-
-
-@dataclass(frozen=True)
-class Wiring:
-    """What is tied to what in one network, as plain data.
-
-    Units are numbered through the whole network, group after group; a set of units is a boolean tensor (n_units,).
-    """
-
-    graph: Graph
-    groups: tuple[Group, ...]
-    values: Mapping[str, Tensor]
-    """Node name -> labels of its value, see `clnp.wiring.labels`."""
-    parameters: Mapping[str, ParameterLabels]
-    reads: Mapping[str, str]
-    """Weight -> name of the node whose value it reads."""
-
-    @property
-    def n_units(self) -> int:
-        """How many units the network has."""
-        return sum(group.n_units for group in self.groups)
-
-    @cached_property
-    def parameter_nodes(self) -> frozenset[str]:
-        """The names of the nodes whose values are parameters or statistics of units."""
-        return frozenset(n.name for n in self.graph.nodes if n.op in (PARAMETER, CONSTANT) and n.args[0] in self.parameters)
-
-    @property
-    def features(self) -> Tensor:
-        """The units of the trunk's output (F,), which the heads read."""
-        return along(self.values[self.graph.output], 1, (self.node(self.graph.output).shape or (0, 0))[1])
-
-    def node(self, name: str) -> Node:
-        """Return the node of that name."""
-        return self.graph.by_name[name]
-
-    def split(self, units: Tensor) -> dict[str, Tensor]:
-        """Cut a tensor over all units (n_units, ...) into one per group."""
-        return {group.name: units[group.slice] for group in self.groups}
-
-    def join(self, by_group: Mapping[str, Tensor]) -> Tensor:
-        """Join one tensor per group into one over all units."""
-        return torch.cat([by_group[group.name] for group in self.groups])
-
-    def explain(self) -> str:
-        """Say what is tied to what and why: a text for people."""
-        lines = [f"{self.n_units} units in {len(self.groups)} groups"]
-        for group in self.groups:
-            lines.append(f"  {group.name}: {group.n_units} units")
-            if len(group.layers) > 1:
-                lines.append(f"    one group of {len(group.layers)} layers: {', '.join(group.layers)}")
-                lines += [f"    tied by {tie}" for tie in group.ties]
-            elif group.ties:
-                lines += [f"    units merged by {tie}" for tie in group.ties]
-        features = self.features
-        raw = int((features == EVERYONE).sum())
-        lines.append(f"heads read {len(features)} features" + (f", {raw} of them raw input" if raw else ""))
-        return "\n".join(lines)
-
-
-class Tracer:
-    """The state of one run of labels through a graph. Rules call `fresh`, `tie`, `use` and `only_along`."""
-
-    def __init__(self, graph: Graph) -> None:
-        """Begin with a captured graph."""
-        self.graph = graph
-        self.values: dict[str, Value] = {}
-        self.parameters: dict[str, ParameterLabels] = {}
-        self.reads: dict[str, str] = {}
-        self.blocks: list[tuple[str, int, int]] = []
-        self.ties: list[tuple[Node, Tensor]] = []
-        self.n_labels = 0
-
-    def fresh(self, node: Node, n_units: int) -> Tensor:
-        """Make new units that `node` computes, and return their labels (n_units,)."""
-        start, self.n_labels = self.n_labels, self.n_labels + n_units
-        self.blocks.append((node.module or node.name, start, self.n_labels))
-        return torch.arange(start, self.n_labels)
-
-    def tie(self, node: Node, a: Tensor, b: Tensor) -> None:
-        """Declare that labels at the same position of `a` and `b` (broadcast) are one unit, because of `node`."""
-        a, b = torch.broadcast_tensors(a, b)
-        different = (a != EVERYONE) & (b != EVERYONE) & (a != b)
-        if bool(different.any()):
-            self.ties.append((node, torch.unique(torch.stack([a[different], b[different]], 1), dim=0)))
-
-    def only_along(self, node: Node, value: Value, dims: set[int]) -> Tensor:
-        """Tie the labels of a value along every dimension but `dims`, and return them with size 1 there."""
-        labels = value.labels
-        for dim in range(labels.dim()):
-            if dim not in dims and labels.shape[dim] > 1:
-                speaker = labels.amax(dim, keepdim=True)
-                if bool(((labels == EVERYONE) & (speaker != EVERYONE)).any()):
-                    raise WiringError(f"cannot isolate tasks in this network: {node.op} at {node.place} mixes raw input with units.")
-                self.tie(node, labels, speaker)
-                labels = speaker
-        return labels
-
-    def use(self, node: Node, parameter: str, rows: Tensor, columns: Tensor | None = None, *, initial: float = 0.0) -> None:
-        """Declare the units of a parameter's rows and columns; a parameter used twice ties the units of both uses."""
-        before = self.parameters.get(parameter)
-        if before is None:
-            self.parameters[parameter] = ParameterLabels(rows, columns, initial)
-        else:
-            self.tie(node, before.rows, rows)
-            if columns is not None and before.columns is not None:
-                self.tie(node, before.columns, columns)
-                if bool(((columns == EVERYONE) != (before.columns == EVERYONE)).any()):
-                    raise WiringError(
-                        f"cannot isolate tasks in this network: '{parameter}' at {node.place} reads raw input in one use, units in another."
-                    )
-        if columns is not None:
-            self.reads.setdefault(parameter, node.args[0].name)
-
-    def node(self, name: str) -> Node:
-        """Return the node of that name."""
-        return self.graph.by_name[name]
-
-    def run(self) -> None:
-        """Run labels through all nodes."""
-        for node in self.graph.nodes:
-            if node.op == OUTPUT:
-                continue
-            if node.op in (PARAMETER, CONSTANT):
-                name, trainable = node.args[0], node.args[0] in self.graph.trainable
-                self.values[node.name] = Value(_everyone(node), node.shape or (), name, trainable)
-            elif node.op == INPUT:
-                self.values[node.name] = Value(_everyone(node), node.shape or ())
-            elif node.shape is not None:
-                labels = RULES.get(node.op, Rule(refuse)).label(self, node, self._arguments(node))
-                check_separable(node, labels)
-                self.values[node.name] = Value(labels, node.shape)
-            elif node.op != "aten.sym_size.int" and not node.op.startswith("operator."):
-                refuse(self, node, [])
-
-    def _arguments(self, node: Node) -> list[Any]:
-        def value(argument: Any) -> Any:
-            if isinstance(argument, Ref):
-                return self.values.get(argument.name, argument)
-            return [value(item) for item in argument] if isinstance(argument, (list, tuple)) else argument
-
-        named = [value(argument) for argument in node.kwargs.values()]
-        return [*(value(argument) for argument in node.args), *(argument for argument in named if isinstance(argument, Value))]
-
-
-def _everyone(node: Node) -> Tensor:
-    return torch.full((1,) * len(node.shape or ()), EVERYONE)
-
-
-def trace(model: nn.Module, example: Tensor) -> Wiring:
+def trace(model: nn.Module, example: Inputs) -> Wiring:
     """Capture a network and find out which units it has and what ties them.
 
     Args:
         model: the network, or the trunk of one; it is left as it was.
-        example: a batch of its input (B, ...); only its shape and dtype matter, and B may be any number.
+        example: a batch of its input (B, ...), or a tuple of them; only shapes and dtypes matter, and B may be any number.
 
     Raises:
         WiringError: the network cannot be captured, or holds an operation whose units cannot be told apart; the message
@@ -213,53 +45,101 @@ def trace(model: nn.Module, example: Tensor) -> Wiring:
       2: 2 units
     heads read 2 features
     """
-    graph = capture(model, example)
-    tracer = Tracer(graph)
+    normed = weight_norms(model)
+    model = folded(model, example)
+    graph = with_norms(capture(model, example))
+    buffers: dict[str, Tensor] = {name: buffer.detach().cpu() for name, buffer in model.named_buffers()}
+    fixed = {name: tensor for name, tensor in {**buffers, **graph.constants}.items() if not tensor.is_floating_point()}
+    tracer = Tracer(graph, fixed)
     tracer.run()
-    output = graph.by_name[graph.output]
-    if len(output.shape or ()) != 2:
+    _check_output(tracer)
+    return replace(settle(tracer), normed=normed)
+
+
+def weight_norms(model: nn.Module) -> dict[str, int]:
+    """Return the weights under weight norm, and the dimension along which each has lengths."""
+    found: dict[str, int] = {}
+    for name, module in model.named_modules():
+        steps: list[tuple[str, Any]] = [(getattr(hook, "name", ""), hook) for hook in module.__dict__["_forward_pre_hooks"].values()]
+        if parametrize.is_parametrized(module):
+            chains: Any = module.parametrizations
+            steps += [(tensor, step) for tensor, chain in chains.items() for step in chain]
+        for tensor, step in steps:
+            if "WeightNorm" in type(step).__name__:
+                found[f"{name}.{tensor}" if name else tensor] = int(step.dim)
+    return found
+
+
+def _check_output(tracer: Tracer) -> None:
+    """Refuse an output that is no value of each example."""
+    output, node = tracer.values[tracer.graph.output], tracer.graph.by_name[tracer.graph.output]
+    if isinstance(output, Value) and output.is_parameter:
+        raise WiringError("cannot use this network as a trunk: its output is a parameter.")
+    if isinstance(output, Value) and 0 in varying(output.labels):
+        raise refusal(node, "mixes the examples of a batch: what is at one place belongs to different units from example to example.")
+
+
+def folded(model: nn.Module, example: Inputs | None = None) -> nn.Module:
+    """Return the network with weight norm folded into plain weights: a copy, or the network itself where it has none.
+
+    Args:
+        model: left as it was.
+        example: a batch; with it the message of a refusal says where the user's code calls the layer.
+
+    Raises:
+        WiringError: a weight is computed from parameters in another way (spectral norm, ...); the message names it.
+    """
+    plain = model
+    for name, module in model.named_modules():
+        hooks = [hook for hook in module._forward_pre_hooks.values() if type(hook).__module__.startswith("torch.nn.utils.")]  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        for hook in hooks:
+            plain = _without(model, plain, name, getattr(hook, "name", "weight"), type(hook).__name__, example)
+        if parametrize.is_parametrized(module):
+            for tensor, steps in module.parametrizations.items():  # pyright: ignore[reportGeneralTypeIssues, reportCallIssue, reportAttributeAccessIssue]
+                for step in steps:
+                    plain = _without(model, plain, name, tensor, type(step).__name__, example)
+    return plain
+
+
+def _without(model: nn.Module, plain: nn.Module, path: str, tensor: str, kind: str, example: Inputs | None) -> nn.Module:
+    """Fold one weight norm; refuse everything else."""
+    if "WeightNorm" not in kind:
+        module = model.get_submodule(path)
+        where = "" if example is None else _caller(model, module, example)
+        what = "spectral_norm" if "SpectralNorm" in kind else kind.lstrip("_")
         raise WiringError(
-            f"cannot use this network as a trunk: expected an output of shape (B, features), found {output.shape}. Flatten it."
+            f"cannot isolate tasks in this network: {what} of '{tensor}' at '{path or '(top level)'}'{where} "
+            f"mixes all rows of the weight: a new task would move old rows. Remove it (torch.nn.utils.parametrize.remove_parametrizations), "
+            f"or use weight_norm, which keeps rows apart."
         )
-    return _settle(tracer)
+    if plain is model:
+        plain = copied(model)
+    module = plain.get_submodule(path)
+    if parametrize.is_parametrized(module, tensor):
+        parametrize.remove_parametrizations(module, tensor, leave_parametrized=True)
+    else:
+        nn.utils.remove_weight_norm(module, tensor)
+    weight = module.get_parameter(tensor) if tensor in dict(module.named_parameters(recurse=False)) else module.get_buffer(tensor)
+    if not isinstance(weight, nn.Parameter):  # what torch leaves where no gradient was asked for
+        delattr(module, tensor)
+        module.register_parameter(tensor, nn.Parameter(weight, requires_grad=False))
+    return plain
 
 
-def _settle(tracer: Tracer) -> Wiring:
-    """Turn provisional labels into units: tied labels become one, tied layers one group, numbered group after group."""
-    pairs = torch.cat([pair for _, pair in tracer.ties]) if tracer.ties else torch.zeros(0, 2, dtype=torch.long)
-    root = components(tracer.n_labels, pairs)
-    block_of = torch.empty(tracer.n_labels, dtype=torch.long)
-    for index, (_, start, stop) in enumerate(tracer.blocks):
-        block_of[start:stop] = index
-    tied_blocks = torch.stack([block_of, block_of[root]], 1)
-    group_of = components(len(tracer.blocks), tied_blocks)[block_of]  # label -> the group's first block
-    number = torch.full((tracer.n_labels,), EVERYONE)
-    groups: list[Group] = []
-    start = 0
-    for first in torch.unique(group_of).tolist():
-        members = torch.unique(root[group_of == first])
-        number[members] = torch.arange(start, start + len(members))
-        names = dict.fromkeys(name for name, a, _ in tracer.blocks if int(group_of[a]) == first)
-        ties = dict.fromkeys(
-            f"{node.op.removeprefix('aten.')} at {node.place}"
-            for node, pairs in tracer.ties
-            if bool((group_of[pairs[:, 0]] == first).any())
-        )
-        groups.append(Group(_unique(tracer.blocks[first][0], groups), len(members), start, tuple(names), tuple(ties)))
-        start += len(members)
-    number = torch.cat([number[root], torch.tensor([EVERYONE])])  # the last place answers for EVERYONE = -1
-    return Wiring(
-        graph=tracer.graph,
-        groups=tuple(groups),
-        values={name: compact(number[value.labels]) for name, value in tracer.values.items()},
-        parameters={
-            name: replace(labels, rows=number[labels.rows], columns=None if labels.columns is None else number[labels.columns])
-            for name, labels in tracer.parameters.items()
-        },
-        reads=tracer.reads,
-    )
+def _caller(model: nn.Module, module: nn.Module, example: Inputs) -> str:
+    """Return the line of the user's code that calls a module, " (file.py:12: code)"."""
+    lines: list[str] = []
 
+    def look(*_: Any) -> None:
+        own = [frame for frame in traceback.extract_stack() if "/torch/" not in frame.filename and "/clnp/wiring/" not in frame.filename]
+        lines.append(f" ({own[-1].filename}:{own[-1].lineno}: {(own[-1].line or '').strip()})")
 
-def _unique(name: str, groups: list[Group]) -> str:
-    taken = {group.name for group in groups}
-    return next(candidate for candidate in (name, *(f"{name}#{i}" for i in range(2, len(groups) + 3))) if candidate not in taken)
+    handle = module.register_forward_pre_hook(look)
+    try:
+        with mode(model, training=False), torch.no_grad():
+            model(*parts(example))
+    except Exception:  # noqa: BLE001  # the refusal itself is what the user must read
+        return ""
+    finally:
+        handle.remove()
+    return lines[0] if lines else ""

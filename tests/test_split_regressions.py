@@ -78,3 +78,19 @@ def test_a_bias_that_is_computed_merges_the_units_of_its_layer():
     with torch.no_grad():
         expected = F.linear(F.linear(x := torch.randn(6, 4), net.w, net.b * 2), net.a.weight[[0, 2]], net.a.bias[[0, 2]])
         assert close(narrow(wiring, state_of(net), units)(x), expected)
+
+
+def test_a_sum_with_a_product_goes_on_without_the_product():
+    net = Net(
+        lambda n, x: torch.addmm(n.a(x), n.b(x), n.w, beta=0.5, alpha=2),
+        a=nn.Linear(4, 6),
+        b=nn.Linear(4, 5),
+        w=nn.Parameter(torch.randn(5, 6)),
+    )
+    wiring, x = trace(net, torch.randn(2, 4)), torch.randn(7, 4)
+    assert {group.name: group.n_units for group in wiring.groups} == {"a": 6, "b": 5}
+    same_as_narrowed(net, (4,), [6, 10], [2, 3, 7, 8], x)
+    without = torch.ones(wiring.n_units, dtype=torch.bool)
+    without[next(group.slice for group in wiring.groups if group.name == "b")] = False
+    with torch.no_grad():
+        assert torch.allclose(narrow(wiring, state_of(net), without)(x), 0.5 * net.a(x))

@@ -335,8 +335,12 @@ class PoolBuilder:
         if given is None or pool is None or not len(given[1]) or self.emitter.is_raw(source):
             return emit(self._step(node))
         form = norm_form(node, len(node.shape or ()))
-        read = self.emitter.run("cat.default", [self.given[source], self.pool[source]], pool[0])
-        return scale_and_shift(self._step(node), form, normalised(self.emitter, form, self.pool[source], read))
+        step = self._step(node)
+        (dim, own), n_given = pool, len(given[1])
+        sizes = step.sizes
+        sizes[dim] = n_given + len(own)
+        read = normalised(self.emitter, form, self.emitter.run("cat.default", [self.given[source], self.pool[source]], dim), sizes)
+        return scale_and_shift(step, form, self.emitter.run("slice.Tensor", read, dim, n_given, sizes[dim]))
 
     def _pool_recurrent(self, node: Node) -> tuple[Any, Any]:
         """Emit the pool's hidden units beside the claimed ones that they read, whose rows are frozen.

@@ -3,7 +3,8 @@
 The graph is captured in training mode, where batch norm and dropout are still single operations. In-place operations are
 turned into their plain twins: what reads the changed tensor later reads the operation's result in the captured graph already. A
 change through a view is not seen that way; `clnp.narrow.check_narrowing` finds it. Operations that return several tensors by
-cutting one are turned into slices, several outputs into one, recurrent layers into one step for each layer and direction.
+cutting one are turned into slices, several outputs into one, `addmm` into a product and a sum, recurrent layers into one step for each
+layer and direction.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import inspect
 import re
 import traceback
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from clnp.inputs import Inputs
 
+_ADDED = {"aten.addmm.default": "aten.mm.default", "aten.baddbmm.default": "aten.bmm.default"}
 _CUT = ("aten.split.", "aten.split_with_sizes.", "aten.chunk.", "aten.tensor_split.")
 
 
@@ -206,6 +209,8 @@ class _Conversion:
             self.stacks[raw.name] = args[0], (args[1] if len(args) > 1 else 0) % raw.meta["val"].dim()
             args = ([self._unsqueezed(raw, index, ref, args) for index, ref in enumerate(args[0])], *args[1:])
             op = "aten.cat.default"
+        elif op in _ADDED:
+            op, args, kwargs = self._added(raw, op, args, kwargs)
         self.nodes.append(self._record(raw, op, args, kwargs))
 
     def _piece(self, whole: Any, index: int) -> tuple[str, tuple[Any, ...]]:
@@ -218,6 +223,17 @@ class _Conversion:
         for value in whole.meta["val"]:
             stops.append(_sum(stops[-1], self._size(value.shape[dim])))
         return "aten.slice.Tensor", (args[0], dim, stops[index], stops[index + 1])
+
+    def _added(self, raw: Any, op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+        """Say beta * start + alpha * (a @ b) as a product and a sum: either of them may lose all its units."""
+        start, beta = args[0], kwargs.get("beta", 1)
+        product = replace(self._record(raw, _ADDED[op], args[1:3]), name=f"{raw.name}_product")
+        self.nodes.append(product)
+        if beta != 1:
+            scaled = replace(self._record(raw.args[0], "aten.mul.Tensor", (start, beta)), name=f"{raw.name}_start", module=product.module)
+            self.nodes.append(replace(scaled, source=product.source))
+            start = Ref(scaled.name)
+        return "aten.add.Tensor", (start, Ref(product.name)), {"alpha": kwargs.get("alpha", 1)}
 
     def _unsqueezed(self, raw: Any, index: int, ref: Ref, args: tuple[Any, ...]) -> Ref:
         """Add a dimension of size 1 to an operand of a stack."""

@@ -79,7 +79,6 @@ RULES: dict[str, Rule] = {
     "aten.im2col.default": Rule(mixing.columns_of_patches),
     "aten.einsum.default": Rule(mixing.einsum),
     **{op: Rule(mixing.matmul) for op in _names("matmul bmm mm")},
-    **{op: Rule(mixing.add_product) for op in _names("baddbmm addmm")},
     "aten.scaled_dot_product_attention.default": Rule(mixing.attention, "attention"),
     **{op: Rule(mixing.raw) for op in _names(_RAW)},
     **{op: Rule(mixing.like) for op in _names(_LIKE)},

@@ -6,7 +6,6 @@ import string
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from clnp.wiring.graph import resolve
 from clnp.wiring.labels import EVERYONE, along, varying
@@ -46,14 +45,6 @@ def matmul(tracer: Tracer, node: Node, arguments: list[Any]) -> Labels:
     lead = string.ascii_letters[: n - 2]
     one, two = lead[n - len(a.shape) :] + "YX", lead[n - len(b.shape) :] + "XZ"
     return product(tracer, node, [a, b], [one, two], lead + "YZ")
-
-
-def add_product(tracer: Tracer, node: Node, arguments: list[Any]) -> Labels:
-    """Multiply matrices and add to what is there."""
-    start = arguments[0]
-    labels = matmul(tracer, node, arguments[1:3])
-    assert isinstance(labels, Tensor)
-    return meet(tracer, node, [Value(labels, node.shape or ()), start], len(node.shape or ()))
 
 
 def product(tracer: Tracer, node: Node, values: list[Value], terms: list[str], output: str) -> Labels:

@@ -17,7 +17,7 @@ import clnp.split
 import clnp.training
 import promises
 import small
-from clnp.split import PoolNorm
+from clnp.layers import PoolNorm
 
 
 def no_severing(patch):

@@ -13,8 +13,9 @@ from torch import nn
 from torch.func import functional_call
 
 import small
+from clnp.layers import PoolNorm
 from clnp.narrow import narrow
-from clnp.split import Head, PoolNorm, initialise_, split
+from clnp.split import Head, initialise_, split
 from clnp.wiring import trace
 from test_narrow import READERS, kept_features, masked, model_of, shape_of, state_of
 

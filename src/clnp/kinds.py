@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from clnp.emit import Emitter, Member, kept_positions, positions, present, restricted_sizes, substitute
 from clnp.wiring import EVERYONE
-from clnp.wiring.graph import references
+from clnp.wiring.graph import MASK, references
 from clnp.wiring.patterns import UNIT_NORM
 from clnp.wiring.rules.base import moved
 from clnp.wiring.rules.norms import NormForm, norm_form
@@ -312,6 +312,8 @@ def _native(step: Step, form: NormForm, value: fx.Node) -> fx.Node:
 
 
 def _noise(step: Step) -> Any:
+    if step.node.op == MASK:
+        return step.emitter.run("full.default", step.sizes, float(step.node.args[1]), device=step.emitter.device)
     return step.operand(step.node.args[0].name)
 
 

@@ -18,9 +18,10 @@ from torch import Tensor, fx, nn
 
 from clnp.emit import positions, with_everyone
 from clnp.inputs import Inputs, parts
+from clnp.layers import PoolNorm
 from clnp.narrow import narrow
 from clnp.pieces import Piece, write_back
-from clnp.pool import PoolBuilder, PoolNorm
+from clnp.pool import PoolBuilder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

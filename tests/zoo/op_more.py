@@ -9,6 +9,12 @@ from torch import nn
 
 aten = torch.ops.aten
 
+
+def drawn(n, mask):
+    """Stochastic depth: a mask in training, its mean in evaluation."""
+    return mask.bernoulli_(0.8) / 0.8 if n.training else 1.0
+
+
 OVER_TOKENS = {
     "var of a sample": ("aten.var.dim", lambda h: aten.var.dim(h, [1])),
     "any": ("aten.any.dim", lambda h: (h > 0.4).any(1).float()),
@@ -56,6 +62,16 @@ MADE = {
     "squeeze of what are no ones": ("aten.squeeze.dims", lambda h: h[:, :, None].squeeze((1, 2)).exp()),
 }
 
+
+MASKS = {
+    name: vectors(op, lambda n, h, like=like: h * drawn(n, like(h)), parts=lambda: {"p": nn.Identity()})
+    for name, op, like in (
+        ("a random mask of examples", "aten.bernoulli.p", lambda h: h.new_empty(h.shape[0], 1)),
+        ("a random mask of units", "aten.bernoulli.p", torch.empty_like),
+        ("a random mask of its own", "aten.full.default", lambda _: torch.empty(1, 3)),
+        ("a random mask of another size", "aten.full.default", lambda h: h.new_empty(h.shape[0], 3)),
+    )
+}
 
 ONE = {"rows": [0] * 3, "merged": None}
 
@@ -172,6 +188,7 @@ OPS = {
     **padded(2),
     **padded(3),
     **UPSAMPLING,
+    **MASKS,
     **WHOLE,
     **LAYERS,
 }

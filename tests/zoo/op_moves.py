@@ -149,6 +149,9 @@ ORDER = {
     "index of channels": vectors(
         "aten.index.Tensor", lambda n, h: h[:, n.i], [2, 0, 0, 1], parts=lambda: {"i": torch.tensor([2, 0, 0, 1])}
     ),
+    "index of channels, turned": vectors(
+        "aten.index.Tensor", lambda n, h: h[:, n.i.t().reshape(-1)], [2, 0, 0, 1], parts=lambda: {"i": torch.tensor([[2, 0], [0, 1]])}
+    ),
     "index of channels of tokens": tokens("aten.index.Tensor", lambda n, h: h[..., n.i], [2, 0], parts=lambda: {"i": torch.tensor([2, 0])}),
     "index of tokens": tokens("aten.index.Tensor", lambda n, h: h[:, n.i], parts=lambda: {"i": torch.tensor([4, 0, 0])}),
     "index by a list": vectors("aten.index.Tensor", lambda h: h[:, [2, 0]], [2, 0]),

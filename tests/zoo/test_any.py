@@ -146,6 +146,22 @@ def test_an_operation_of_ones_own_is_merged_until_it_has_a_rule():
         del RULES["zoo.swirl.default"]
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm], ids=["new style", "old style"])
+def test_a_network_with_weight_norm_works_on_when_its_copy_was_folded(norm):
+    model = nn.Sequential(norm(nn.Linear(4, 6)), nn.ReLU(), norm(nn.Linear(6, 5)))
+    x = torch.randn(7, 4)
+    before = model(x).detach()
+    for _ in range(2):
+        learner = clnp.Learner(model, x[:2])
+        assert torch.equal(model(x), before)
+    assert [group.n_units for group in learner.wiring.groups] == [6, 5]
+    assert sorted(dict(learner.wiring.parameters)) == ["0.bias", "0.weight", "2.bias", "2.weight"]
+    before.sum()
+    torch.nn.functional.mse_loss(model(x), before + 1).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("op", ["swirl", "a::b::c::d", ""])
 def test_a_rule_for_no_operation_is_refused(op):
     with pytest.raises(clnp.WiringError, match="expected a name like 'mylib::myop' and a function"):

@@ -219,7 +219,7 @@ def check(plan, n_seeds=N_SEEDS):
         message = str(error)
         known = next((what for what in REFUSALS if what in message), None)
         assert known is not None, f"refused: {message}"
-        assert re.search(r"'[^']*'.*random_(networks|ops)\.py:\d+", message), f"a refusal without its place: {message}"
+        assert re.search(r"'[^']*'.*\.py:\d+", message), f"a refusal without its place: {message}"
         return ["refused", f"refused: {known}"]
     found = ["checked"]
     state = oracle.tensors_of(model) | dict(wiring.graph.constants)
@@ -294,12 +294,19 @@ REGRESSIONS: dict[str, Plan] = {
     "grouped queries, normed": Plan(((1, 1),), ((("attention", "sdpa", 4, 2, 1, True, True), ("reduce", "mean")),)),
     "two inputs": Plan(((3,), ("ids", 4, 7)), ((("mix", 4, True),), (("embed", 3), ("reduce", "mean"))), (("mix", 4, True),)),
 }
-"""The smallest plans that showed a bug."""
+"""The smallest plans that showed a bug, in clnp as it was or while others were fixed."""
+REFUSED = {
+    "a slope of raw input beside units",
+    "one slope of raw input and units",
+    "tokens mixed of raw input beside units",
+    "a padded half is a GLU's",
+}
+"""Those that are rightly refused."""
 
 
 @pytest.mark.parametrize("name", REGRESSIONS)
 def test_what_once_went_wrong(name):
-    check(REGRESSIONS[name], n_seeds=8)
+    assert ("refused" in check(REGRESSIONS[name], n_seeds=8)) == (name in REFUSED)
 
 
 def test_random_networks():

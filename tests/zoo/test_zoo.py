@@ -9,6 +9,7 @@ import pytest
 import torch
 import zoo_oracle as oracle
 from zoo_networks import ZOO, network, trunk
+from zoo_table import PAGE, row
 from zoo_tasks import accuracy, cut, tasks_for
 
 import clnp
@@ -107,6 +108,12 @@ def test_groups_have_the_units_that_were_counted_by_hand(name):
     assert {group.name: group.n_units for group in wiring.groups} == dict(entry.groups)
     assert {group.name for group in wiring.groups if group.shared} == set(entry.shared)
     assert wiring.n_units == entry.n_units
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_the_page_of_networks_says_what_the_wiring_finds(name):
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line.startswith(f"| {name} |")] == [row(name, wiring_of(name))], "run: python tests/zoo/zoo_table.py"
 
 
 @pytest.mark.parametrize("name", ZOO)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from clnp.errors import WiringError, first_line
-from clnp.wiring.graph import CONSTANT, INPUT, OUTPUT, PARAMETER, SIZE_OPERATIONS, Graph, Node, Ref, Size, references
+from clnp.wiring.graph import CONSTANT, INPUT, MASK, OUTPUT, PARAMETER, SIZE_OPERATIONS, Graph, Node, Ref, Size, references, resolve
 from clnp.wiring.prepare import ready, two_or_more
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from clnp.inputs import Inputs
 
 _ADDED = {"aten.addmm.default": "aten.mm.default", "aten.baddbmm.default": "aten.bmm.default"}
+_EMPTY = ("aten.empty.memory_format", "aten.empty_like.default", "aten.new_empty.default")
 _CUT = ("aten.split.", "aten.split_with_sizes.", "aten.chunk.", "aten.tensor_split.")
 
 
@@ -181,10 +182,7 @@ class _Conversion:
         self.tuples[raw.name] = [self._plain(value) for value in out.args[0]]
 
     def _call(self, raw: Any) -> None:
-        if isinstance(raw.target, OpOverload):
-            op = re.sub(r"(?<=[a-z0-9])_\.", ".", str(raw.target), count=1)
-        else:
-            op = f"operator.{getattr(raw.target, '__name__', raw.target)}"
+        op = _operation(raw.target)
         args, kwargs = self._plain(raw.args), {key: self._plain(value) for key, value in raw.kwargs.items()}
         if not isinstance(raw.meta.get("val"), (Tensor, tuple, list)):
             return  # a size: whoever uses it holds its formula
@@ -209,6 +207,13 @@ class _Conversion:
             self.stacks[raw.name] = args[0], (args[1] if len(args) > 1 else 0) % raw.meta["val"].dim()
             args = ([self._unsqueezed(raw, index, ref, args) for index, ref in enumerate(args[0])], *args[1:])
             op = "aten.cat.default"
+        elif op in _EMPTY:  # to be drawn into, or its content would be anything
+            like = raw.meta["val"]
+            op, args, kwargs = (
+                "aten.full.default",
+                ([self._size(size) for size in like.shape], 0.0),
+                {"dtype": like.dtype, "device": like.device},
+            )
         elif op in _ADDED:
             op, args, kwargs = self._added(raw, op, args, kwargs)
         self.nodes.append(self._record(raw, op, args, kwargs))
@@ -321,6 +326,20 @@ class _Conversion:
             last = Node("outputs", "aten.cat.default", ([Ref(node.name) for node in outputs], 1), {}, shape, (last.sizes[0], None))
             self.nodes.append(last)
         self.nodes.append(Node(name="output", op=OUTPUT, args=(Ref(last.name),)))
+
+
+def _operation(target: Any) -> str:
+    """Name an operation; one that works in place by its plain twin, where it has one."""
+    if not isinstance(target, OpOverload):
+        return f"operator.{getattr(target, '__name__', target)}"
+    if str(target) == "aten.bernoulli_.float":
+        return MASK
+    plain = re.sub(r"(?<=[a-z0-9])_\.", ".", str(target), count=1)
+    try:
+        resolve(plain)
+    except AttributeError:
+        return str(target)
+    return plain
 
 
 def _sum(a: Any, b: Any) -> Any:

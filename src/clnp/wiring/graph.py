@@ -116,6 +116,10 @@ class Graph:
         return hashlib.sha256(repr(rows).encode()).hexdigest()
 
 
+MASK = "aten.bernoulli.p"
+"""Draws a mask of zeros and ones, raw input whatever it is drawn into: stochastic depth drops whole branches by it. In evaluation it is its mean."""
+
+
 def resolve(op: str) -> Callable[..., Any]:
     """Return the function that a node's `op` names, "aten.relu.default"."""
     if op == "operator.getitem":

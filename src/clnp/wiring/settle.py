@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clnp.errors import WiringError
-from clnp.wiring.graph import CONSTANT, PARAMETER, Node, Ref, references
+from clnp.wiring.graph import PARAMETER, Node, Ref, references
 from clnp.wiring.labels import EVERYONE, compact, components, varying
 from clnp.wiring.plan import Gather, Group, ParameterLabels, Wiring
 from clnp.wiring.rules import RULES, Value
@@ -141,10 +141,10 @@ def _applied(tracer: Tracer, node: Node, tensor: Tensor) -> Tensor:
 
     def fixed(argument: object) -> object:
         if isinstance(argument, Ref):
-            source = tracer.graph.by_name[argument.name]
-            while source.op in SAME:
-                source = tracer.graph.by_name[source.args[0].name]
-            return tracer.fixed[source.args[0] if source.op == CONSTANT else ""]
+            found = tracer.content(argument.name)
+            if found is None:
+                raise KeyError(argument.name)
+            return found
         return [fixed(item) for item in argument] if isinstance(argument, (list, tuple)) else argument
 
     if node.op in SAME:

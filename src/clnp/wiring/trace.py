@@ -116,6 +116,9 @@ def _without(model: nn.Module, plain: nn.Module, path: str, tensor: str, kind: s
         plain = copied(model)
     module = plain.get_submodule(path)
     if parametrize.is_parametrized(module, tensor):
+        # torch gives a parametrized module a class of its own, which copies share: what is removed here would be gone in the user's model.
+        own = type(module)
+        module.__class__ = type(own.__name__, own.__bases__, {k: v for k, v in vars(own).items() if k not in ("__dict__", "__weakref__")})
         parametrize.remove_parametrizations(module, tensor, leave_parametrized=True)
     else:
         nn.utils.remove_weight_norm(module, tensor)

@@ -11,7 +11,7 @@ from torch import Tensor
 from clnp.errors import WiringError
 from clnp.wiring.graph import CONSTANT, INPUT, OUTPUT, PARAMETER, Graph, Node, Ref, Size
 from clnp.wiring.labels import EVERYONE, compact, varying
-from clnp.wiring.rules import RULES, Rule, Value, unknown
+from clnp.wiring.rules import RULES, Rule, Value, pointwise, unknown
 from clnp.wiring.rules.base import SAME, moved, refusal
 
 if TYPE_CHECKING:
@@ -277,12 +277,14 @@ class Tracer:
         """Return how a node is written for fewer units."""
         return self.kinds.get(node.name, RULES[node.op].kind if node.op in RULES else "plain")
 
-    def known(self, value: Value) -> Tensor | None:
-        """Return the content of a fixed buffer; None for what is computed."""
-        node = self.graph.by_name.get(value.node)
-        while node is not None and node.op in SAME:
-            node = self.graph.by_name[node.args[0].name]
-        return self.fixed.get(node.args[0]) if node is not None and node.op == CONSTANT else None
+    def content(self, name: str) -> Tensor | None:
+        """Return what a node holds whatever the input is: a fixed buffer, or a view of one; None for what is computed."""
+        node = self.graph.by_name.get(name)
+        if node is None or node.op == CONSTANT:
+            return None if node is None else self.fixed.get(node.args[0])
+        views = node.op in RULES and RULES[node.op].label is pointwise.move and self.is_static(node)
+        found = self.content(node.args[0].name) if node.op in SAME or views else None
+        return moved(node, found) if views and found is not None else found
 
     def is_static(self, node: Node) -> bool:
         """Tell whether a node's arguments hold no size that changes with the input, and no tensor but the first."""

@@ -9,6 +9,7 @@ tie labels (`tracer.tie`, `tracer.only_along`) and say what a parameter's elemen
 from __future__ import annotations
 
 from clnp.errors import WiringError
+from clnp.wiring.graph import MASK
 from clnp.wiring.patterns import UNIT_NORM
 from clnp.wiring.rules import mixing, norms, pointwise, weights
 from clnp.wiring.rules.base import SAME, Kind, LabelRule, Labels, Rule, Value, tensors
@@ -81,6 +82,7 @@ RULES: dict[str, Rule] = {
     **{op: Rule(mixing.matmul) for op in _names("matmul bmm mm")},
     "aten.scaled_dot_product_attention.default": Rule(mixing.attention, "attention"),
     **{op: Rule(mixing.raw) for op in _names(_RAW)},
+    MASK: Rule(mixing.raw, "noise"),
     **{op: Rule(mixing.like) for op in _names(_LIKE)},
     "aten.linear.default": Rule(weights.linear, "weight"),
     **{op: Rule(weights.convolution, "weight") for op in _names(_CONVOLUTIONS)},

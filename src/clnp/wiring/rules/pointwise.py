@@ -164,7 +164,7 @@ def index(tracer: Tracer, node: Node, arguments: list[Any]) -> Labels:
     places = {arguments[1] % len(value.shape): arguments[2]} if one else {d: v for d, v in enumerate(arguments[1]) if v is not None}
     if any(not place.is_raw for place in places.values()):
         return tracer.merge(node, [value, *places.values()], "reads positions that units choose")
-    known = {dim: tracer.known(place) for dim, place in places.items()}
+    known = {dim: tracer.content(place.node) for dim, place in places.items()}
     for dim, place in places.items():
         if known[dim] is None:
             if value.labels.shape[dim] > 1:

@@ -1,0 +1,143 @@
+"""A Swin transformer: windows that shift, biases by relative position, stochastic depth, merged patches."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from zoo_entry import Entry, images
+
+WINDOW = 2
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drop a whole branch of an example, in training."""
+
+    def __init__(self, p):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x):
+        if not self.training or self.p == 0:
+            return x
+        mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(1 - self.p)
+        return x * mask.div_(1 - self.p)
+
+
+def windows(x):
+    """(B, H, W, C) -> (B * number of windows, WINDOW * WINDOW, C)."""
+    b, h, w, c = x.shape
+    x = x.view(b, h // WINDOW, WINDOW, w // WINDOW, WINDOW, c)
+    return x.permute(0, 1, 3, 2, 4, 5).contiguous().view(-1, WINDOW * WINDOW, c)
+
+
+def image(x, h, w):
+    """The way back."""
+    x = x.view(-1, h // WINDOW, w // WINDOW, WINDOW, WINDOW, x.shape[-1])
+    return x.permute(0, 1, 3, 2, 4, 5).contiguous().view(-1, h, w, x.shape[-1])
+
+
+class WindowAttention(nn.Module):
+    def __init__(self, dim, heads):
+        super().__init__()
+        self.heads = heads
+        self.scale = (dim // heads) ** -0.5
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.table = nn.Parameter(0.5 * torch.randn((2 * WINDOW - 1) ** 2, heads))
+        places = torch.stack(torch.meshgrid(torch.arange(WINDOW), torch.arange(WINDOW), indexing="ij")).flatten(1)
+        distance = (places[:, :, None] - places[:, None, :]) + WINDOW - 1
+        self.register_buffer("place", distance[0] * (2 * WINDOW - 1) + distance[1])
+
+    def forward(self, x, mask=None):
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        scores = (q * self.scale) @ k.transpose(-2, -1)
+        bias = self.table[self.place.view(-1)].view(n, n, -1).permute(2, 0, 1).contiguous()
+        scores = scores + bias.unsqueeze(0)
+        if mask is not None:
+            scores = scores.view(-1, len(mask), self.heads, n, n) + mask[None, :, None]
+            scores = scores.view(-1, self.heads, n, n)
+        return self.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(b, n, -1))
+
+
+class SwinBlock(nn.Module):
+    def __init__(self, dim, heads, size, shift, hidden):
+        super().__init__()
+        self.shift = shift
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowAttention(dim, heads)
+        self.drop = DropPath(0.1)
+        self.norm2 = nn.LayerNorm(dim)
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+        mask = None
+        if shift:
+            regions = torch.zeros(1, size, size, 1)
+            cuts = (slice(0, -WINDOW), slice(-WINDOW, -shift), slice(-shift, None))
+            for number, (rows, columns) in enumerate((rows, columns) for rows in cuts for columns in cuts):
+                regions[:, rows, columns] = number
+            parts = windows(regions).squeeze(-1)
+            mask = 0.0 - 100.0 * (parts[:, None] != parts[:, :, None]).float()
+        self.register_buffer("mask", mask)
+
+    def forward(self, x):
+        _, h, w, _ = x.shape
+        y = self.norm1(x)
+        if self.shift:
+            y = torch.roll(y, (-self.shift, -self.shift), (1, 2))
+        y = image(self.attn(windows(y), self.mask), h, w)
+        if self.shift:
+            y = torch.roll(y, (self.shift, self.shift), (1, 2))
+        x = x + self.drop(y)
+        return x + self.drop(self.fc2(F.gelu(self.fc1(self.norm2(x)))))
+
+
+class Merging(nn.Module):
+    """Four neighbours become one token of twice the width."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x):
+        x = torch.cat([x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], -1)
+        return self.reduction(self.norm(x))
+
+
+class Swin(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(1, 24, kernel_size=2, stride=2)
+        self.norm = nn.LayerNorm(24)
+        self.first = SwinBlock(24, 6, 4, 0, 40)
+        self.second = SwinBlock(24, 6, 4, 1, 40)
+        self.merging = Merging(24)
+        self.third = SwinBlock(48, 8, 2, 0, 56)
+        self.last = nn.LayerNorm(48)
+
+    def forward(self, x):
+        x = self.norm(self.patches(x).permute(0, 2, 3, 1))
+        return self.last(self.third(self.merging(self.second(self.first(x))))).mean((1, 2))
+
+
+WHY = "all channels of an attention head are one unit, with the head's biases by relative position"
+ENTRIES = [
+    Entry(
+        "swin",
+        Swin,
+        images(1, 8, 8),
+        {
+            "patches": 24,
+            "first.attn.qkv": 6,
+            "first.fc1": 40,
+            "second.attn.qkv": 6,
+            "second.fc1": 40,
+            "merging.reduction": 48,
+            "third.attn.qkv": 8,
+            "third.fc1": 56,
+        },
+        merged={f"{block}.attn.qkv": WHY for block in ("first", "second", "third")},
+    )
+]

@@ -23,7 +23,7 @@ from clnp.training import EVALUATION_BATCH
 from clnp.wiring import mode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator, Sequence
     from os import PathLike
 
 Format: TypeAlias = Literal["onnx", "pt2"]
@@ -200,6 +200,8 @@ def _write_onnx(program: torch.export.ExportedProgram, file: Path, n_inputs: int
     try:
         with _silence():
             batch = tuple({0: "batch"} for _ in range(n_inputs))
+            if any(node.target is torch.ops.aten.adaptive_avg_pool3d.default for node in program.graph.nodes):  # ONNX has none
+                program = program.run_decompositions({torch.ops.aten.adaptive_avg_pool3d.default: _means_of_bins})
             written = torch.onnx.export(program, (), dynamo=True, verbose=False, output_names=["logits"], dynamic_shapes=batch)
             assert written is not None
             written.model.metadata_props["clnp.name"] = name
@@ -213,6 +215,17 @@ def _write_onnx(program: torch.export.ExportedProgram, file: Path, n_inputs: int
             return _read_onnx(file)
     except Exception as error:
         raise ExportError(f"the ONNX file that was written cannot be read ({first_line(error)}).") from error
+
+
+def _means_of_bins(x: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Pool (B, C, D, H, W) to the means of overlapping bins, as adaptive pooling cuts them: a product with a matrix for each dimension."""
+    for dim, n in zip((2, 3, 4), sizes, strict=True):
+        full = x.shape[dim]
+        rows = torch.arange(n, device=x.device)[:, None]
+        place = torch.arange(full, device=x.device)
+        bins = ((place >= rows * full // n) & (place < -(-(rows + 1) * full // n))).to(x.dtype)
+        x = torch.matmul(x.movedim(dim, -1), (bins / bins.sum(1, keepdim=True)).t()).movedim(-1, dim)
+    return x
 
 
 def _read_onnx(file: Path) -> _Run:

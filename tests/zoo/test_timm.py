@@ -38,7 +38,7 @@ MODELS = {
     "regnety_002": (64, {}, 31, 1772, {"stem.conv": 32, "s1.b1.se.fc1": 8}),
     "mobilenetv3_small_050": (64, {}, 26, 3072, {"conv_stem": 16, "blocks.0.0.se.conv_reduce": 8}),
     "efficientnet_b0": (64, {}, 40, 11404, {"conv_stem": 32}),
-    "ghostnet_050": (64, {}, 31, 4064, {"conv_stem": 8}),
+    "ghostnet_050": (64, {}, 31, 4064, {"conv_stem": 4}),  # channels and their ghosts are added to the stem's: two by two
     "convnext_atto": (64, {"drop_path_rate": 0.1}, 16, 7960, {"stem.0": 40, "stages.0.blocks.0.mlp.fc1": 160}),
     "poolformer_s12": (64, {}, 16, 14336, {"stem.conv": 64}),
     "vit_tiny_patch16_224": (64, {"img_size": 64}, 25, 9444, {"patch_embed.proj": 192, "blocks.0.attn.qkv": 3, "blocks.0.mlp.fc1": 768}),

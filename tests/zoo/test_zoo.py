@@ -292,6 +292,27 @@ def test_what_was_loaded_learns_on_and_forgets_nothing(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", LEARNING)
+def test_every_group_can_be_wider_and_every_bit_stays(name, tmp_path):
+    entry, (learner, _, logits) = ZOO[name], learned(name)
+    x, rows = mixed_batch(entry), learner.capacity()
+    for group, before in rows.items():
+        wider = clnp.widen(learner, {group: 4})
+        assert_same(logits, logits_of(wider, x))
+        assert {other: found.free for other, found in wider.capacity().items()} == {
+            other: found.free + 4 * (other == group) for other, found in rows.items()
+        }
+        assert wider.capacity()[group].n_units == before.n_units + 4
+    # All of them together; the next task learns there, and what is loaded is the same.
+    wider = clnp.widen(learner, dict.fromkeys(rows, 4))
+    x_train, y_train, x_val, y_val = tasks_for(entry)[0]
+    wider.learn("again", (x_train, y_train), (x_val, y_val), config=config(epochs=1, finetune_epochs=0, margin=0.2))
+    after = logits_of(wider, x)
+    assert_same(logits, after)
+    wider.save(tmp_path / "model")
+    assert_same(after, logits_of(clnp.Learner.load(tmp_path / "model", network(entry)), x))
+
+
+@pytest.mark.parametrize("name", LEARNING)
 def test_predictors_are_the_original_network_without_the_other_units(name):
     entry, (learner, _, _) = ZOO[name], learned(name)
     for n in BATCHES:

@@ -118,7 +118,7 @@ def _without(model: nn.Module, plain: nn.Module, path: str, tensor: str, kind: s
     if parametrize.is_parametrized(module, tensor):
         # torch gives a parametrized module a class of its own, which copies share: what is removed here would be gone in the user's model.
         own = type(module)
-        module.__class__ = type(own.__name__, own.__bases__, {k: v for k, v in vars(own).items() if k not in ("__dict__", "__weakref__")})
+        module.__class__ = type(own.__name__, own.__bases__, {k: v for k, v in vars(own).items() if k not in ("__dict__", "__weakref__")})  # pyright: ignore[reportAttributeAccessIssue]
         parametrize.remove_parametrizations(module, tensor, leave_parametrized=True)
     else:
         nn.utils.remove_weight_norm(module, tensor)

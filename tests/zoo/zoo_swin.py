@@ -24,17 +24,16 @@ class DropPath(nn.Module):
         return x * mask.div_(1 - self.p)
 
 
-def windows(x):
-    """(B, H, W, C) -> (B * number of windows, WINDOW * WINDOW, C)."""
-    b, h, w, c = x.shape
-    x = x.view(b, h // WINDOW, WINDOW, w // WINDOW, WINDOW, c)
-    return x.permute(0, 1, 3, 2, 4, 5).contiguous().view(-1, WINDOW * WINDOW, c)
+def windows(x, size):
+    """(B, size, size, C) -> (B * number of windows, WINDOW * WINDOW, C)."""
+    x = x.view(-1, size // WINDOW, WINDOW, size // WINDOW, WINDOW, x.shape[-1])
+    return x.permute(0, 1, 3, 2, 4, 5).contiguous().view(-1, WINDOW * WINDOW, x.shape[-1])
 
 
-def image(x, h, w):
+def image(x, size):
     """The way back."""
-    x = x.view(-1, h // WINDOW, w // WINDOW, WINDOW, WINDOW, x.shape[-1])
-    return x.permute(0, 1, 3, 2, 4, 5).contiguous().view(-1, h, w, x.shape[-1])
+    x = x.view(-1, size // WINDOW, size // WINDOW, WINDOW, WINDOW, x.shape[-1])
+    return x.permute(0, 1, 3, 2, 4, 5).contiguous().view(-1, size, size, x.shape[-1])
 
 
 class WindowAttention(nn.Module):
@@ -64,7 +63,7 @@ class WindowAttention(nn.Module):
 class SwinBlock(nn.Module):
     def __init__(self, dim, heads, size, shift, hidden):
         super().__init__()
-        self.shift = shift
+        self.size, self.shift = size, shift
         self.norm1 = nn.LayerNorm(dim)
         self.attn = WindowAttention(dim, heads)
         self.drop = DropPath(0.1)
@@ -77,16 +76,15 @@ class SwinBlock(nn.Module):
             cuts = (slice(0, -WINDOW), slice(-WINDOW, -shift), slice(-shift, None))
             for number, (rows, columns) in enumerate((rows, columns) for rows in cuts for columns in cuts):
                 regions[:, rows, columns] = number
-            parts = windows(regions).squeeze(-1)
+            parts = windows(regions, size).squeeze(-1)
             mask = 0.0 - 100.0 * (parts[:, None] != parts[:, :, None]).float()
         self.register_buffer("mask", mask)
 
     def forward(self, x):
-        _, h, w, _ = x.shape
         y = self.norm1(x)
         if self.shift:
             y = torch.roll(y, (-self.shift, -self.shift), (1, 2))
-        y = image(self.attn(windows(y), self.mask), h, w)
+        y = image(self.attn(windows(y, self.size), self.mask), self.size)
         if self.shift:
             y = torch.roll(y, (self.shift, self.shift), (1, 2))
         x = x + self.drop(y)

@@ -39,6 +39,7 @@ SAME_EVER = ("clone", "contiguous", "detach", "lift_fresh_copy")
 IN_THE_PLACE_OF = {
     "clnp.recurrent.default": ("aten.lstm.input", "aten.gru.input", "aten.rnn_tanh.input"),
     "clnp.unit_norm.default": ("aten.pow.Tensor_Scalar",),
+    "aten.bernoulli.p": ("aten.bernoulli.float",),
     "operator.getitem": ("aten.max.dim", "aten.sort.default", "aten.lstm.input"),
 }
 """What the capture puts in the place of other operations, or beside them."""

@@ -66,10 +66,10 @@ MADE = {
 MASKS = {
     name: vectors(op, lambda n, h, like=like: h * drawn(n, like(h)), parts=lambda: {"p": nn.Identity()})
     for name, op, like in (
-        ("a random mask of examples", "aten.bernoulli.p", lambda h: h.new_empty(h.shape[0], 1)),
-        ("a random mask of units", "aten.bernoulli.p", torch.empty_like),
-        ("a random mask of its own", "aten.full.default", lambda _: torch.empty(1, 3)),
-        ("a random mask of another size", "aten.full.default", lambda h: h.new_empty(h.shape[0], 3)),
+        ("a random mask of examples", "aten.bernoulli_.float", lambda h: h.new_empty(h.shape[0], 1)),
+        ("a random mask of units", "aten.bernoulli_.float", torch.empty_like),
+        ("a random mask of its own", "aten.empty.memory_format", lambda _: torch.empty(1, 3)),
+        ("a random mask of another size", "aten.new_empty.default", lambda h: h.new_empty(h.shape[0], 3)),
     )
 }
 

@@ -246,6 +246,40 @@ def test_dropout_acts_on_what_pool_rows_read_and_on_nothing_else():
         assert torch.equal(network(x, network.claimed_values(x)), network(x))
 
 
+class Drop(nn.Module):
+    """Stochastic depth: leave a whole branch out of an example, in training."""
+
+    def __init__(self, p):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x):
+        return x * x.new_empty(x.shape[0], 1).bernoulli_(1 - self.p) / (1 - self.p) if self.training else x
+
+
+def test_stochastic_depth_leaves_out_a_branch_of_claimed_and_pool_units_together_and_in_training_alone():
+    net = nn.Sequential(nn.Linear(4, 6), Drop(0.5), nn.Linear(6, 5))
+    net[2].weight.data[:2, 3:] = 0  # the first two units read the first three
+    network, _, head = make(net, (4,), [0, 1, 2, 6, 7], [3, 4, 8, 9])
+    x = torch.randn(64, 4)
+    keep = torch.tensor([0, 1, 2, 3, 4])
+    with torch.no_grad():
+        read = net[0](x)[:, keep]
+
+        def features(mask):
+            pool = 2 * mask * (read @ net[2].weight[2:4, keep].t()) + net[2].bias[2:4]
+            claimed = read[:, :3] @ net[2].weight[:2, :3].t() + net[2].bias[:2]
+            return torch.cat([claimed, pool], 1) @ head.weight[:, :4].t()
+
+        kept, dropped = features(1.0), features(0.0)
+        found = network.train()(x)
+        of_kept, of_dropped = ((found - expected).abs().amax(1) < 1e-4 for expected in (kept, dropped))
+        assert bool((of_kept ^ of_dropped).all()), "the units of an example are all there, or none is"
+        assert 12 < int(of_kept.sum()) < 52
+        assert not torch.equal(network(x), found), "it is drawn anew"
+        assert close(network.eval()(x), features(0.5))
+
+
 @pytest.mark.parametrize("name", ["mlp", "vgg", "resnet"])
 def test_training_mode_does_not_reach_the_claimed_graph(name):
     case = Case(name, 5)

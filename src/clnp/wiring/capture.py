@@ -214,6 +214,8 @@ class _Conversion:
                 ([self._size(size) for size in like.shape], 0.0),
                 {"dtype": like.dtype, "device": like.device},
             )
+        elif op == MASK:  # torch.export leaves out a probability that is the operation's default
+            args, kwargs = (args[0], args[1] if len(args) > 1 else kwargs.get("p", 0.5)), {}
         elif op in _ADDED:
             op, args, kwargs = self._added(raw, op, args, kwargs)
         self.nodes.append(self._record(raw, op, args, kwargs))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -67,17 +69,31 @@ def test_a_weight_that_is_fixed_stays_what_it_is_or_is_refused():
     assert torch.equal(state["w"], net.w)
 
 
-def test_a_bias_that_is_computed_merges_the_units_of_its_layer():
-    net = Net(lambda n, x: n.a(F.linear(x, n.w, n.b * 2)), w=nn.Parameter(torch.randn(5, 4)), b=torch.randn(5), a=nn.Linear(5, 3))
+@pytest.mark.parametrize("kind", ["a buffer", "parameters in parts"])
+def test_a_bias_that_is_computed_keeps_units_apart(kind):
+    if kind == "a buffer":
+        net = Net(lambda n, x: n.a(F.linear(x, n.w, n.b * 2)), w=nn.Parameter(torch.randn(5, 4)), b=torch.randn(5), a=nn.Linear(5, 3))
+    else:  # BEiT and EVA: no bias of the keys
+        net = Net(
+            lambda n, x: n.a(F.linear(x, n.w, torch.cat([n.q, n.k, n.v]))),
+            w=nn.Parameter(torch.randn(5, 4)),
+            q=nn.Parameter(torch.randn(2)),
+            k=torch.zeros(1),
+            v=nn.Parameter(torch.randn(2)),
+            a=nn.Linear(5, 3),
+        )
     wiring = trace(net, torch.zeros(2, 4))
-    assert [(group.name, group.n_units) for group in wiring.groups] == [("w", 1), ("a", 3)]
-    assert "capacity lost here: aten.linear.default at '(top level)'" in wiring.explain()
-    for claimed, pool in (([], [0, 1]), ([0, 1], [2]), ([0, 1], [2, 3])):
-        same_as_narrowed(net, (4,), claimed, pool, torch.randn(6, 4))
-    units = torch.tensor([True, True, False, True])
+    assert [(group.name, group.n_units) for group in wiring.groups] == [("w", 5), ("a", 3)]
+    assert "capacity lost" not in wiring.explain()
+    unit = wiring.parameters["w"].rows.tolist()  # the parts of the bias come first
+    for claimed, pool in (([], [0, 1]), ([0, 1], [2, 4]), ([0, 2], [1, 3]), ([3], [2])):
+        same_as_narrowed(net, (4,), [unit[row] for row in claimed], [*(unit[row] for row in pool), 5, 7], torch.randn(6, 4))
+    units = torch.tensor([True] * 8)
+    units[[unit[1], unit[4], 6]] = False
+    x, whole = torch.randn(6, 4), copy.deepcopy(net)
+    whole.a.weight.data[:, [1, 4]] = 0
     with torch.no_grad():
-        expected = F.linear(F.linear(x := torch.randn(6, 4), net.w, net.b * 2), net.a.weight[[0, 2]], net.a.bias[[0, 2]])
-        assert close(narrow(wiring, state_of(net), units)(x), expected)
+        assert close(narrow(wiring, state_of(net), units)(x), whole(x)[:, [0, 2]])
 
 
 def test_a_sum_with_a_product_goes_on_without_the_product():

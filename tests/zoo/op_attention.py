@@ -191,7 +191,7 @@ FORMS = {
     "attention by matmul, scaled by a size": separate("aten.matmul.default", scaled_by_a_size),
     "attention by einsum": separate("aten.einsum.default", by_einsum),
     "attention by bmm": separate("aten.bmm.default", by_bmm),
-    "attention by baddbmm": separate("aten.bmm.default", by_baddbmm, parts=lambda: {"mask": torch.linspace(-1, 1, 25).view(1, 5, 5)}),
+    "attention by baddbmm": separate("aten.baddbmm.default", by_baddbmm, parts=lambda: {"mask": torch.linspace(-1, 1, 25).view(1, 5, 5)}),
     "attention with a mask": separate("aten.masked_fill.Scalar", masked, parts=lambda: {"mask": CAUSAL}),
     "linear attention": separate("aten.einsum.default", linear_attention),
     "attention between channels": separate("aten.matmul.default", channel_attention),

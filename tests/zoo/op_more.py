@@ -101,7 +101,7 @@ SHAPES = {
     ),
     "sort over tokens": vectors("aten.sort.default", lambda h: h.sort(1)[0].flatten(1), [0, 1, 2] * 5, shape=TOKENS),
     "mm with a table": vectors("aten.mm.default", lambda n, h: torch.mm(h, n.t), [0] * 2, parts=table, **ONE),
-    "addmm with a table": vectors("aten.mm.default", lambda n, h: torch.addmm(n.t[0], h, n.t), [0] * 2, parts=table, **ONE),
+    "addmm with a table": vectors("aten.addmm.default", lambda n, h: torch.addmm(n.t[0], h, n.t), [0] * 2, parts=table, **ONE),
     "prelu of raw channels": OpCase(
         "aten.prelu.default",
         lambda: Net(lambda n, x: n.b(n.n(x)), n=nn.PReLU(4), b=nn.Linear(4, 2)),

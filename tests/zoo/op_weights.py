@@ -170,7 +170,7 @@ LINEAR = {
         nn.Conv1d(5, 2, 1),
     ),
     "addmm": OpCase(
-        "aten.mm.default",
+        "aten.addmm.default",
         lambda: Net(
             lambda n, x: n.b(torch.addmm(n.s, n.a(x), n.w)), a=nn.Linear(4, 3), w=parameter(3, 5), s=parameter(5), b=nn.Linear(5, 2)
         ),

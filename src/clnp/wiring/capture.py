@@ -3,7 +3,8 @@
 The graph is captured in training mode, where batch norm and dropout are still single operations. In-place operations are
 turned into their plain twins: what reads the changed tensor later reads the operation's result in the captured graph already. A
 change through a view is not seen that way; `clnp.narrow.check_narrowing` finds it. Operations that return several tensors by
-cutting one are turned into slices, several outputs into one, `addmm` into a product and a sum, recurrent layers into one step for each
+cutting one are turned into slices, several outputs into one, `addmm`, and a linear layer
+whose bias is computed, into a product and a sum, recurrent layers into one step for each
 layer and direction.
 """
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from clnp.inputs import Inputs
 
-_ADDED = {"aten.addmm.default": "aten.mm.default", "aten.baddbmm.default": "aten.bmm.default"}
+_ADDED = {"aten.addmm.default": "aten.mm.default", "aten.baddbmm.default": "aten.bmm.default", "aten.linear.default": "aten.linear.default"}
 _EMPTY = ("aten.empty.memory_format", "aten.empty_like.default", "aten.new_empty.default")
 _CUT = ("aten.split.", "aten.split_with_sizes.", "aten.chunk.", "aten.tensor_split.")
 
@@ -216,7 +217,9 @@ class _Conversion:
             )
         elif op == MASK:  # torch.export leaves out a probability that is the operation's default
             args, kwargs = (args[0], args[1] if len(args) > 1 else kwargs.get("p", 0.5)), {}
-        elif op in _ADDED:
+        elif op == "aten.linear.default" and len(args) > 2 and self._is_computed(args[2]):
+            op, args, kwargs = self._added(raw, op, (args[2], *args[:2]), {})
+        elif op in _ADDED and op != "aten.linear.default":
             op, args, kwargs = self._added(raw, op, args, kwargs)
         self.nodes.append(self._record(raw, op, args, kwargs))
 
@@ -231,8 +234,12 @@ class _Conversion:
             stops.append(_sum(stops[-1], self._size(value.shape[dim])))
         return "aten.slice.Tensor", (args[0], dim, stops[index], stops[index + 1])
 
+    def _is_computed(self, bias: Any) -> bool:
+        """Tell whether a bias is neither a parameter nor a buffer: one that is put together from parts, say."""
+        return isinstance(bias, Ref) and next(node.op for node in self.nodes if node.name == bias.name) not in (PARAMETER, CONSTANT)
+
     def _added(self, raw: Any, op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
-        """Say beta * start + alpha * (a @ b) as a product and a sum: either of them may lose all its units."""
+        """Say beta * start + alpha * (a @ b) as a product and a sum: either of them may lose all its units, or be computed."""
         start, beta = args[0], kwargs.get("beta", 1)
         product = replace(self._record(raw, _ADDED[op], args[1:3]), name=f"{raw.name}_product")
         self.nodes.append(product)

@@ -112,7 +112,7 @@ def _behind_each_other(tracer: Tracer, node: Node, values: Sequence[Value], dim:
     Class tokens are parameters of their own; whatever follows treats them like the others. Returns the labels of all, or None.
     """
     units = [value for value in values if value.labels.numel() > 1]
-    if len(units) < 2 or units[0].node.endswith("_of_stack"):
+    if len(units) < 2 or len(node.shape or ()) == 1 or units[0].node.endswith("_of_stack"):
         return None
     lines: list[Tensor] = []
     for value in units:

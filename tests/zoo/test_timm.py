@@ -43,6 +43,7 @@ MODELS = {
     "poolformer_s12": (64, {}, 16, 14336, {"stem.conv": 64}),
     "vit_tiny_patch16_224": (64, {"img_size": 64}, 25, 9444, {"patch_embed.proj": 192, "blocks.0.attn.qkv": 3, "blocks.0.mlp.fc1": 768}),
     "swin_tiny_patch4_window7_224": (56, {"img_size": 56}, 28, 19242, {"patch_embed.proj": 96, "layers.0.blocks.0.attn.qkv": 3}),
+    "eva02_tiny_patch14_224": (56, {"img_size": 56}, 25, 6372, {"patch_embed.proj": 192, "blocks.0.attn": 3}),
     "mixer_s32_224": (64, {"img_size": 64}, 25, 16912, {"stem.proj": 512}),
     "gmlp_ti16_224": (64, {"img_size": 64}, 61, 11678, {"stem.proj": 128}),
 }

@@ -1,11 +1,13 @@
-"""A Swin transformer: windows that shift, biases by relative position, stochastic depth, merged patches."""
+"""Transformers whose attention has biases: by relative position (Swin, T5), or put together from parts (BEiT)."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from zoo_attention import Patches
 from zoo_entry import Entry, images
+from zoo_language import LONGER, SHORTER, TEXT, VOCABULARY
 
 WINDOW = 2
 
@@ -120,6 +122,59 @@ class Swin(nn.Module):
         return self.last(self.third(self.merging(self.second(self.first(x))))).mean((1, 2))
 
 
+class T5(nn.Module):
+    """An encoder layer of T5: buckets of distances have a bias for each head, no layer has a bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(VOCABULARY, 28)
+        self.norm1 = nn.RMSNorm(28)
+        self.q, self.k, self.v = (nn.Linear(28, 24, bias=False) for _ in range(3))
+        self.distances = nn.Embedding(8, 6)
+        self.o = nn.Linear(24, 28, bias=False)
+        self.norm2 = nn.RMSNorm(28)
+        self.wi = nn.Linear(28, 40, bias=False)
+        self.wo = nn.Linear(40, 28, bias=False)
+        self.norm3 = nn.RMSNorm(28)
+
+    def forward(self, x):
+        h = self.embedding(x)
+        b, t, _ = h.shape
+        y = self.norm1(h)
+        q, k, v = (layer(y).view(b, t, 6, 4).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        place = torch.arange(t)
+        bucket = (place[None] - place[:, None]).abs().clamp(max=7)
+        scores = q @ k.transpose(-1, -2) + self.distances(bucket).permute(2, 0, 1)[None]
+        h = h + self.o((scores.softmax(-1) @ v).transpose(1, 2).reshape(b, t, 24))
+        return self.norm3(h + self.wo(F.relu(self.wi(self.norm2(h))))).mean(1)
+
+
+class Beit(nn.Module):
+    """Queries and values have a bias, keys have none."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = Patches()
+        self.norm = nn.LayerNorm(32)
+        self.qkv = nn.Linear(32, 72, bias=False)
+        self.q_bias = nn.Parameter(0.1 * torch.randn(24))
+        self.v_bias = nn.Parameter(0.1 * torch.randn(24))
+        self.register_buffer("k_bias", torch.zeros(24), persistent=False)
+        self.proj = nn.Linear(24, 32)
+        self.fc1 = nn.Linear(32, 48)
+        self.fc2 = nn.Linear(48, 32)
+        self.last = nn.LayerNorm(32)
+
+    def forward(self, x):
+        x = self.patches(x)
+        b, t, _ = x.shape
+        qkv = F.linear(self.norm(x), self.qkv.weight, torch.cat((self.q_bias, self.k_bias, self.v_bias)))
+        q, k, v = qkv.reshape(b, t, 3, 6, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = x + self.proj(y)
+        return self.last(x + self.fc2(F.gelu(self.fc1(x)))).mean(1)
+
+
 WHY = "all channels of an attention head are one unit, with the head's biases by relative position"
 ENTRIES = [
     Entry(
@@ -137,5 +192,14 @@ ENTRIES = [
             "third.fc1": 56,
         },
         merged={f"{block}.attn.qkv": WHY for block in ("first", "second", "third")},
-    )
+    ),
+    Entry(
+        "t5",
+        T5,
+        TEXT,
+        {"embedding": 28, "q": 6, "wi": 40},
+        varying=(SHORTER, LONGER),
+        merged={"q": WHY},
+    ),
+    Entry("beit", Beit, images(1, 8, 8), {"patches.proj": 32, "qkv.weight": 6, "fc1": 48}, merged={"qkv.weight": WHY.partition(",")[0]}),
 ]

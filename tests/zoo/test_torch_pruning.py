@@ -15,10 +15,8 @@ from zoo_networks import ZOO, network, trunk
 
 from clnp.wiring import trace
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore"),
-    pytest.mark.skipif(pytest.importorskip("torch_pruning") is None, reason="torch-pruning is not installed"),
-]
+tp = pytest.importorskip("torch_pruning")
+pytestmark = pytest.mark.filterwarnings("ignore")
 NETWORKS = ("vgg", "resnet", "resnet-preact", "densenet", "unet", "mobilenet-v2", "mobilenet-v3", "inception", "volume", "tcn")
 EVERY = 5  # channels; all would take a minute
 
@@ -36,8 +34,6 @@ def our_unit(wiring, unit):
 
 def their_unit(graph, names, layer, channel):
     """What torch-pruning would cut together with one output channel of a layer."""
-    import torch_pruning as tp
-
     prune = tp.prune_linear_out_channels if isinstance(layer, nn.Linear) else tp.prune_conv_out_channels
     if not isinstance(layer, nn.Linear) and layer.groups == layer.out_channels > 1:
         prune = tp.prune_depthwise_conv_out_channels
@@ -52,8 +48,6 @@ def their_unit(graph, names, layer, channel):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_unit_is_what_torch_pruning_would_cut_together(name):
-    import torch_pruning as tp
-
     entry = ZOO[name]
     wiring, model = trace(trunk(entry, network(entry)), entry.example(2)), oracle.plain(entry).requires_grad_()
     names = {module: path for path, module in model.named_modules()}

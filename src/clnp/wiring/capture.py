@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from clnp.inputs import Inputs
 
-_ADDED = {"aten.addmm.default": "aten.mm.default", "aten.baddbmm.default": "aten.bmm.default", "aten.linear.default": "aten.linear.default"}
+_ADDED = {"aten.addmm.default": "aten.mm.default", "aten.baddbmm.default": "aten.bmm.default"}
 _EMPTY = ("aten.empty.memory_format", "aten.empty_like.default", "aten.new_empty.default")
 _CUT = ("aten.split.", "aten.split_with_sizes.", "aten.chunk.", "aten.tensor_split.")
 
@@ -219,8 +219,8 @@ class _Conversion:
             args, kwargs = (args[0], args[1] if len(args) > 1 else kwargs.get("p", 0.5)), {}
         elif op == "aten.linear.default" and len(args) > 2 and self._is_computed(args[2]):
             op, args, kwargs = self._added(raw, op, (args[2], *args[:2]), {})
-        elif op in _ADDED and op != "aten.linear.default":
-            op, args, kwargs = self._added(raw, op, args, kwargs)
+        elif op in _ADDED:
+            op, args, kwargs = self._added(raw, _ADDED[op], args, kwargs)
         self.nodes.append(self._record(raw, op, args, kwargs))
 
     def _piece(self, whole: Any, index: int) -> tuple[str, tuple[Any, ...]]:
@@ -238,10 +238,12 @@ class _Conversion:
         """Tell whether a bias is neither a parameter nor a buffer: one that is put together from parts, say."""
         return isinstance(bias, Ref) and next(node.op for node in self.nodes if node.name == bias.name) not in (PARAMETER, CONSTANT)
 
-    def _added(self, raw: Any, op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+    def _added(
+        self, raw: Any, product_op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         """Say beta * start + alpha * (a @ b) as a product and a sum: either of them may lose all its units, or be computed."""
         start, beta = args[0], kwargs.get("beta", 1)
-        product = replace(self._record(raw, _ADDED[op], args[1:3]), name=f"{raw.name}_product")
+        product = replace(self._record(raw, product_op, args[1:3]), name=f"{raw.name}_product")
         self.nodes.append(product)
         if beta != 1:
             scaled = replace(self._record(raw.args[0], "aten.mul.Tensor", (start, beta)), name=f"{raw.name}_start", module=product.module)

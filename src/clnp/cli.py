@@ -1,6 +1,7 @@
 """The command line. Nothing heavy is imported before a command needs it: `clnp --help` answers without torch.
 
-Exit codes: 0 done, 1 a failure that the message explains, 2 a command that cannot be understood, 130 stopped with Ctrl-C.
+Exit codes: 0 done, 1 a failure that the message explains, 2 a command that cannot be understood, 130 stopped with Ctrl-C, 143 stopped
+with SIGTERM. The first Ctrl-C or SIGTERM stops a run after the step under way, the second at once.
 """
 
 from __future__ import annotations
@@ -81,7 +82,6 @@ def _root(
 
 @app.command()
 def demo(
-    ctx: typer.Context,
     out: Annotated[Path, typer.Option("--out", help="Where the demonstration is written; each time anew.")] = DEMO,
 ) -> None:
     """Learn five small real tasks (handwritten digits) in seconds, forget nothing, and write a report."""
@@ -91,7 +91,8 @@ def demo(
 
     config = configure("digits")
     _say(f"teaching one network {config.n_tasks} tasks, one after another; each sees only its own two digits")
-    _run(config, out, None, ctx.obj)
+    # The command that goes on where this one was stopped: `clnp demo` begins anew.
+    _run(config, out, None, shlex.join(["clnp", "run", "digits", "--out", str(out)]))
     _show(out)
     page = write_report(out)
     typer.echo(
@@ -172,16 +173,16 @@ def run(
 
 
 def _run(config: RunConfig, out: Path, data: Path | None, command: str) -> dict[str, Any]:
-    """Run with a display on stderr; Ctrl-C says how to go on."""
-    from clnp import experiment
+    """Run with a display on stderr; Ctrl-C and SIGTERM finish the step, and say how to go on."""
+    from clnp import experiment, stopping
     from clnp.console import Display
 
     try:
-        with Display(epochs=config.learn.total_epochs, n_tasks=config.n_tasks) as display:
+        with stopping.orderly(), Display(epochs=config.learn.total_epochs, n_tasks=config.n_tasks) as display:
             return experiment.run(config, out, data=data, command=command, progress=display)
-    except KeyboardInterrupt:
-        _say(f"stopped; the tasks learned so far are kept in '{out}'. To continue: {command}")
-        raise typer.Exit(130) from None
+    except (KeyboardInterrupt, stopping.Stopped) as stop:
+        _say(f"stopped; what was learned so far is kept in '{out}'. To continue: {command}")
+        raise typer.Exit(stop.exit_code if isinstance(stop, stopping.Stopped) else 130) from None
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from clnp.errors import StoreError
 from clnp.files import write_atomic
 from clnp.inputs import parts
 from clnp.sources import TensorExamples
+from clnp.work import Work, fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -74,30 +75,40 @@ def fit_dense_(
     index: int,
     task: str,
     progress: Callable[[dict[str, Any]], None],
+    work: Path | None = None,
 ) -> float:
     """Train a dense network on one task, in place, and return its validation accuracy.
+
+    What an earlier process kept in `work` of this very training is not done again.
 
     Raises:
         TrainingError: the loss or a weight became NaN or infinite.
     """
     network.to(config.device)
-    held_out = TensorExamples(*validation)
-    training.fit(
-        network,
-        TensorExamples(*train),
-        None,
-        config,
-        phase="train",
-        epochs=config.total_epochs,
-        lr=config.lr,
-        l1=0.0,
-        n_classes=network.head.out_features,
-        place=(seed, "task", index, "train", 0),  # where CLNP draws the batches of its first epochs, too
-        task=task,
-        validation=lambda: training.n_correct(network, held_out),
-        progress=progress,
-    )
-    return training.n_correct(network, held_out) / len(held_out)
+    examples, held_out = TensorExamples(*train), TensorExamples(*validation)
+    place = (seed, "task", index, "train", 0)  # where CLNP draws the batches of its first epochs, too
+    facts, tensors = fingerprint(train=examples, validation=held_out)
+    # The network holds all that earlier tasks and the method give to this one.
+    state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    with Work(work, progress) as kept:
+        kept.open(task, {"place": place, "config": config.model_dump(mode="json"), "data": facts}, {**tensors, **state})
+        training.fit(
+            network,
+            examples,
+            None,
+            config,
+            phase="train",
+            epochs=config.total_epochs,
+            lr=config.lr,
+            l1=0.0,
+            n_classes=network.head.out_features,
+            place=place,
+            task=task,
+            validation=lambda: training.n_correct(network, held_out),
+            progress=progress,
+            work=kept,
+        )
+        return training.n_correct(network, held_out) / len(held_out)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -53,12 +53,15 @@ class Finetune:
         validation: tuple[Inputs, Tensor],
         n_classes: int,
         progress: Callable[[dict[str, Any]], None],
+        work: Path | None = None,
     ) -> dict[str, Any]:
         """Train everything on one task."""
         index = len(self.n_classes)
         head = self._head(index, n_classes)
         network = DenseNetwork(self.trunk, head)
-        accuracy = fit_dense_(network, train, validation, self.config, seed=self.seed, index=index, task=task_name, progress=progress)
+        accuracy = fit_dense_(
+            network, train, validation, self.config, seed=self.seed, index=index, task=task_name, progress=progress, work=work
+        )
         self.n_classes[task_name] = n_classes
         return {"accuracy": accuracy}
 

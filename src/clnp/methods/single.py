@@ -48,11 +48,14 @@ class Single:
         validation: tuple[Inputs, Tensor],
         n_classes: int,
         progress: Callable[[dict[str, Any]], None],
+        work: Path | None = None,
     ) -> dict[str, Any]:
         """Train a new network on one task."""
         index = len(self.networks)
         network = DenseNetwork(self.make_trunk(), make_head(self.n_features, n_classes, self.seed, "task", index))
-        accuracy = fit_dense_(network, train, validation, self.config, seed=self.seed, index=index, task=task_name, progress=progress)
+        accuracy = fit_dense_(
+            network, train, validation, self.config, seed=self.seed, index=index, task=task_name, progress=progress, work=work
+        )
         self.networks[task_name] = network
         return {"accuracy": accuracy}
 

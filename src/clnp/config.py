@@ -51,6 +51,13 @@ class LearnConfig(BaseModel):
     head: Literal["multi", "single"] = Field("multi", description="output rows of its own for each task, or one shared row per class")
     reuse: bool = Field(True, description="whether the task may read units of earlier tasks")
     private: bool = Field(False, description="whether later tasks are kept from reading this task's units")
+    strength: float | None = Field(
+        None, ge=0, description="of methods that are compared with: lambda of ewc, c of si and hat; by default the method's own"
+    )
+    share: float | None = Field(
+        None, gt=0, le=1, description="packnet: the free weights of a layer that a task keeps; wsn: the weights that it reads"
+    )
+    contexts: Literal["binary", "complex", "rotation"] = Field("binary", description="superposition: what tells its networks apart")
     device: str = Field("cpu", description="where to train: cpu, cuda, cuda:1, mps")
     threads: int | None = Field(None, ge=1, description="torch threads; None leaves them as they are")
     memory_limit: int = Field(4096, ge=0, description="MB that kept outputs of claimed units may take; beyond, they are computed anew")

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +58,15 @@ class Trainable(Protocol):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> object: ...  # noqa: D102
     def train(self, mode: bool = True) -> object: ...  # noqa: D102
     def eval(self) -> object: ...  # noqa: D102
+
+
+@runtime_checkable
+class Watched(Protocol):
+    """A network that watches every step of its optimizer, as methods do that protect earlier tasks."""
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Hang up the hooks."""
+        ...
 
 
 @contextlib.contextmanager
@@ -202,6 +211,8 @@ def fit(
     """
     parameters, weights = list(network.parameters()), network.weights()
     optimizer = make_optimizer(parameters, config, lr)
+    if isinstance(network, Watched):
+        network.attach(optimizer)
     batch_size = config.batch_size_for(len(train) if isinstance(train, TensorExamples) else None)
     schedule = make_schedule(optimizer, config, lr, epochs * steps_per_epoch(train, batch_size))
     device = network.head_bias.device

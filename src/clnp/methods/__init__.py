@@ -6,8 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from clnp.methods.clnp import Clnp
-from clnp.methods.finetune import Finetune
+from clnp.methods.ewc import ewc, online_ewc
+from clnp.methods.finetune import finetune
+from clnp.methods.hat import hat
+from clnp.methods.packnet import packnet
+from clnp.methods.si import si
 from clnp.methods.single import Single
+from clnp.methods.superposition import superposition
+from clnp.methods.wsn import wsn
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,6 +72,13 @@ Make = Callable[["Callable[[], nn.Module]", "Inputs", "LearnConfig", int], Metho
 
 METHODS: Mapping[str, Make] = {
     "clnp": Clnp,
-    "finetune": Finetune,
     "single": Single,
+    "finetune": finetune,
+    "ewc": ewc,
+    "online-ewc": online_ewc,
+    "si": si,
+    "superposition": superposition,
+    "packnet": packnet,
+    "hat": hat,
+    "wsn": wsn,
 }

@@ -23,11 +23,12 @@ from clnp.sources import TensorExamples
 from clnp.work import Work, fingerprint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from clnp.config import LearnConfig
     from clnp.inputs import Inputs
+    from clnp.methods.guards import GuardedNetwork
 
 STATE = "method.json"
 
@@ -67,8 +68,8 @@ def count_features(trunk: nn.Module, example: Inputs) -> int:
 
 
 def fit_dense_(
-    network: DenseNetwork,
-    train: tuple[Inputs, Tensor],
+    network: DenseNetwork | GuardedNetwork,
+    train: tuple[Inputs, Tensor] | TensorExamples,
     validation: tuple[Inputs, Tensor],
     config: LearnConfig,
     *,
@@ -77,38 +78,59 @@ def fit_dense_(
     task: str,
     progress: Callable[[dict[str, Any]], None],
     work: Path | None = None,
+    stages: Sequence[int] | None = None,
+    between: Callable[[int], None] | None = None,
 ) -> float:
     """Train a dense network on one task, in place, and return its validation accuracy.
 
     What an earlier process kept in `work` of this very training is not done again.
 
+    Args:
+        network: what is trained, or a network with a guard, see `clnp.methods.guards`.
+        train: the examples; where a method draws them otherwise, `TensorExamples` of its own.
+        validation: not used for training, but for patience.
+        config: the settings.
+        seed: of the run.
+        index: number of the task.
+        task: its name.
+        progress: told what happens.
+        work: where the training state is kept.
+        stages: epochs of each stage; by default one of as many as CLNP takes at most.
+        between: called after each stage with its number.
+
     Raises:
         TrainingError: the loss or a weight became NaN or infinite.
     """
     network.to(config.device)
-    examples, held_out = TensorExamples(*train), TensorExamples(*validation)
-    place = (seed, "task", index, "train", 0)  # where CLNP draws the batches of its first epochs, too
+    examples = train if isinstance(train, TensorExamples) else TensorExamples(*train)
+    held_out = TensorExamples(*validation)
     facts, tensors = fingerprint(train=examples, validation=held_out)
     # The network holds all that earlier tasks and the method give to this one.
     state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     with Work(work, progress) as kept:
-        kept.open(task, {"place": place, "config": config.model_dump(mode="json"), "data": facts}, {**tensors, **state})
-        training.fit(
-            network,
-            examples,
-            None,
-            config,
-            phase="train",
-            epochs=config.total_epochs,
-            lr=config.lr,
-            l1=0.0,
-            n_classes=network.head.out_features,
-            place=place,
-            task=task,
-            validation=lambda: training.n_correct(network, held_out),
-            progress=progress,
-            work=kept,
-        )
+        situation = {"place": (seed, "task", index), "config": config.model_dump(mode="json"), "data": facts}
+        kept.open(task, situation, {**tensors, **state})
+        for stage, epochs in enumerate(stages or [config.total_epochs]):
+            first = stage == 0
+            training.fit(
+                network,
+                examples,
+                None,
+                config,
+                phase="train" if first else "finetune",
+                epochs=epochs,
+                lr=config.lr if first else config.lr / 2,  # as CLNP does
+                l1=0.0,
+                n_classes=network.head.out_features,
+                # Where CLNP draws the batches of its first epochs, too.
+                place=(seed, "task", index, "train" if first else "finetune", stage),
+                task=task,
+                validation=lambda: training.n_correct(network, held_out),
+                progress=progress,
+                work=kept,
+            )
+            if between is not None:
+                between(stage)
         return training.n_correct(network, held_out) / len(held_out)
 
 

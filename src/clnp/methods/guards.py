@@ -1,0 +1,104 @@
+"""What protects earlier tasks in a dense network that all tasks share: a guard watches the training of each task.
+
+A guard is a module, so that what it knows (importances, anchors, masks) lies in its buffers: it is saved in the middle of a task and at
+its end with the network, and moves to a device with it. Before and after each step of the optimizer it may change gradients and weights.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from clnp.inputs import parts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+    from clnp.config import LearnConfig
+    from clnp.inputs import Inputs
+    from clnp.sources import TensorExamples
+
+
+class Guard(nn.Module):
+    """The guard of plain fine-tuning: it protects nothing. The others change what they need to.
+
+    Attributes:
+        steps_per_epoch: of the task under way, for guards that change with the step.
+
+    Buffers are named after parameters of the trunk, whose dots they cannot have: see `key`.
+    """
+
+    steps_per_epoch: int = 1
+
+    def stages(self, config: LearnConfig) -> list[int]:
+        """Return how many epochs each stage of a task's training has; `trained_` comes after each."""
+        return [config.total_epochs]
+
+    def begin_(self, trunk: nn.Module, index: int) -> None:
+        """Prepare for the training of task number `index`."""
+
+    def effective(self, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor] | None:
+        """Return what the trunk computes with while it is trained, made of its parameters; None: the parameters themselves."""
+        return None
+
+    def view(self, parameters: Mapping[str, Tensor], index: int) -> Mapping[str, Tensor] | None:
+        """Return what the trunk computes with to predict task `index`; None: the parameters themselves."""
+        return None
+
+    def context(self, x: Inputs, index: int) -> Any:
+        """Return the examples as task `index` sees them."""
+        return x
+
+    def before_step_(self, trunk: nn.Module) -> None:
+        """Change the gradients, before the optimizer moves the weights."""
+
+    def after_step_(self, trunk: nn.Module) -> None:
+        """Change the weights, after the optimizer has moved them."""
+
+    def trained_(self, trunk: nn.Module, stage: int) -> None:
+        """Change the weights after a stage of a task's training."""
+
+    def learned_(self, network: GuardedNetwork, train: TensorExamples, index: int, *place: int | str) -> None:
+        """Take a note of what task `index` needs, once it is trained."""
+
+
+def key(name: str) -> str:
+    """Return the name of a buffer for a parameter.
+
+    >>> key("hidden1.weight")
+    'hidden1/weight'
+    """
+    return name.replace(".", "/")
+
+
+class GuardedNetwork(nn.Module):
+    """A trunk, one head and a guard, (B, *shape) -> (B, n_classes), in the form that `clnp.training.fit` trains."""
+
+    def __init__(self, trunk: nn.Module, head: nn.Linear, guard: Guard, index: int) -> None:
+        super().__init__()
+        self.trunk, self.head, self.guard, self.index = trunk, head, guard, index
+
+    @property
+    def head_bias(self) -> Tensor:
+        """The head's bias: it tells `fit` the device."""
+        return self.head.bias
+
+    def weights(self) -> list[nn.Parameter]:
+        """Return the weights under the L1 penalty: none."""
+        return []
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let the guard watch every step of an optimizer."""
+        optimizer.register_step_pre_hook(lambda *_: self.guard.before_step_(self.trunk))
+        optimizer.register_step_post_hook(lambda *_: self.guard.after_step_(self.trunk))
+
+    def forward(self, x: Inputs, meets: None = None) -> Tensor:
+        """Return logits; there are no claimed units to meet."""
+        del meets
+        seen = parts(self.guard.context(x, self.index))
+        effective = self.guard.effective(dict(self.trunk.named_parameters()))
+        return self.head(self.trunk(*seen) if effective is None else functional_call(self.trunk, dict(effective), seen))

@@ -1,0 +1,139 @@
+r"""Hard attention to the task: each task learns how much it uses each unit, and what earlier tasks use hardly moves.
+
+Task t has an embedding e per unit; a unit's output is multiplied by :math:`a = \sigma(s e)`. Within each epoch s is annealed from
+:math:`1/s_{max}` to :math:`s_{max}`; prediction uses :math:`s_{max}`, where attention is all but binary. With the largest attention of earlier
+tasks, :math:`a^{<t}`, the update of a weight from unit j to unit i is multiplied by :math:`1 - \min(a_i^{<t}, a_j^{<t})`, and the loss gains
+:math:`c \sum_i a_i (1 - a_i^{<t}) / \sum_i (1 - a_i^{<t})`. Gradients of embeddings are rescaled for the annealing (equation 6 of the paper).
+
+Reference: Serra et al. 2018. Departures: units are those of our wiring, so that tied layers share their attention, and any network that it
+understands will do; attention multiplies a unit's weights and bias, which for ReLU and linear layers is to multiply its output; the update is
+scaled, not the gradient, for Adam would undo the scaling of a gradient.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from clnp import seeds
+from clnp.methods.guards import Guard, GuardedNetwork
+from clnp.methods.shared import Shared
+from clnp.wiring import trace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from clnp.config import LearnConfig
+    from clnp.inputs import Inputs
+    from clnp.sources import TensorExamples
+    from clnp.wiring import Wiring
+
+LARGEST = 400.0
+"""s_max, as in the paper."""
+CLAMP_EMBEDDING, CLAMP_COSH = 6.0, 50.0
+"""Limits of e and of s e, as in the authors' code."""
+
+
+class Attention(Guard):
+    """Attend to units.
+
+    Args:
+        wiring: of the trunk.
+        strength: c.
+        seed: of the embeddings.
+    """
+
+    used: Tensor
+    """a of earlier tasks, the largest: (n_units + 1,); the last place answers for raw input, which everybody uses."""
+    step: Tensor
+
+    def __init__(self, wiring: Wiring, strength: float, seed: int) -> None:
+        super().__init__()
+        self.wiring, self.strength, self.seed = wiring, strength, seed
+        self.embeddings = nn.ParameterList()
+        used = torch.zeros(wiring.n_units + 1)
+        used[-1] = 1.0
+        self.register_buffer("used", used)
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self._before: dict[str, Tensor] = {}
+        self._s = LARGEST
+
+    def begin_(self, trunk: nn.Module, index: int) -> None:
+        """Draw an embedding; the others are trained no more."""
+        for embedding in self.embeddings:
+            embedding.requires_grad_(False)
+        values = torch.randn(self.wiring.n_units, generator=seeds.generator(self.seed, "task", index, "embedding"))
+        self.embeddings.append(nn.Parameter(values.to(self.used.device)))
+        self.step.zero_()
+
+    def attention(self, index: int, s: float) -> Tensor:
+        """Return a, (n_units + 1,)."""
+        return torch.cat([torch.sigmoid(s * self.embeddings[index]), torch.ones(1, device=self.used.device)])
+
+    def _masked(self, parameters: Mapping[str, Tensor], attention: Tensor) -> dict[str, Tensor]:
+        seen: dict[str, Tensor] = {}
+        for name, parameter in parameters.items():
+            labels = self.wiring.parameters.get(name)
+            seen[name] = parameter if labels is None else parameter * _along(attention[labels.rows], labels.row_dim, parameter)
+        return seen
+
+    def effective(self, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return weights times attention, at the temperature of this step; in evaluation at the highest."""
+        self._s = LARGEST
+        if self.training:
+            part = (int(self.step) % self.steps_per_epoch) / max(self.steps_per_epoch - 1, 1)
+            self._s = 1 / LARGEST + (LARGEST - 1 / LARGEST) * part
+        return self._masked(parameters, self.attention(len(self.embeddings) - 1, self._s))
+
+    def view(self, parameters: Mapping[str, Tensor], index: int) -> Mapping[str, Tensor]:
+        """Return weights times the attention of a task."""
+        return self._masked(parameters, self.attention(index, LARGEST))
+
+    def before_step_(self, trunk: nn.Module) -> None:
+        """Add the gradient of the sparsity term, and rescale that of the embedding."""
+        self._before = {name: parameter.detach().clone() for name, parameter in trunk.named_parameters()}
+        embedding = self.embeddings[-1]
+        assert embedding.grad is not None
+        free = 1 - self.used[:-1]
+        with torch.no_grad():
+            a = torch.sigmoid(self._s * embedding)
+            embedding.grad += self.strength * self._s * a * (1 - a) * free / free.sum().clamp_min(1e-8)
+            inner = (self._s * embedding).clamp(-CLAMP_COSH, CLAMP_COSH)
+            embedding.grad *= LARGEST / self._s * (torch.cosh(inner) + 1) / (torch.cosh(embedding) + 1)
+
+    @torch.no_grad()
+    def after_step_(self, trunk: nn.Module) -> None:
+        """Scale the update of each weight by what earlier tasks leave of it."""
+        self.step += 1
+        self.embeddings[-1].clamp_(-CLAMP_EMBEDDING, CLAMP_EMBEDDING)
+        if len(self.embeddings) == 1:
+            return
+        for name, parameter in trunk.named_parameters():
+            labels = self.wiring.parameters.get(name)
+            if labels is None:
+                parameter.copy_(self._before[name])
+                continue
+            rows = _along(self.used[labels.rows], labels.row_dim, parameter)
+            if labels.columns is not None:
+                rows = torch.minimum(rows, _along(self.used[labels.columns], labels.column_dim, parameter))
+            parameter.copy_(torch.lerp(self._before[name], parameter, 1 - rows))
+
+    @torch.no_grad()
+    def learned_(self, network: GuardedNetwork, train: TensorExamples, index: int, *place: int | str) -> None:
+        """Add what the task uses to what is used."""
+        self.used.copy_(torch.maximum(self.used, self.attention(index, LARGEST)))
+
+
+def _along(values: Tensor, dim: int, like: Tensor) -> Tensor:
+    """Return values that lie along one dimension of a tensor, so that they multiply it."""
+    if like.dim() == 0:
+        return values.reshape(())
+    return values.view([-1 if place == dim else 1 for place in range(like.dim())])
+
+
+def hat(make_trunk: Callable[[], nn.Module], example: Inputs, config: LearnConfig, seed: int) -> Shared:
+    """Hard attention to the task (Serra et al. 2018): learned attention to units, which shields what earlier tasks use."""
+    wiring = trace(make_trunk(), example)
+    return Shared(make_trunk, example, config, seed, Attention(wiring, config.strength if config.strength is not None else 0.75, seed))

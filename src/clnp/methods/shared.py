@@ -1,0 +1,137 @@
+"""One dense network that all tasks share, and the guard that protects the earlier ones: the form of most methods that are compared with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from clnp.inputs import parts, to_device
+from clnp.methods.dense import count_features, fit_dense_, load_into_, make_head, read_state, read_tensors, write_state, write_tensors
+from clnp.methods.guards import Guard, GuardedNetwork
+from clnp.sources import TensorExamples
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from clnp.config import LearnConfig
+    from clnp.inputs import Inputs
+
+
+class Shared:
+    """A dense network, a head for each task (or one for all), and a guard.
+
+    With `head="multi"` each task has its own output rows, which no later task touches; with "single" all tasks share one row per class.
+
+    Args:
+        make_trunk: builds the network without a head.
+        example: a batch of its input.
+        config: the settings.
+        seed: of every draw.
+        guard: protects earlier tasks.
+    """
+
+    def __init__(self, make_trunk: Callable[[], nn.Module], example: Inputs, config: LearnConfig, seed: int, guard: Guard) -> None:
+        self.config, self.seed = config, seed
+        self.trunk = make_trunk().to(config.device)
+        self.n_features = count_features(self.trunk, to_device(example, config.device))
+        self.heads = nn.ModuleList()
+        self.n_classes: dict[str, int] = {}
+        self.guard = guard.to(config.device)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the tasks learned, in order."""
+        return tuple(self.n_classes)
+
+    def learn(
+        self,
+        task_name: str,
+        train: tuple[Inputs, Tensor],
+        validation: tuple[Inputs, Tensor],
+        n_classes: int,
+        progress: Callable[[dict[str, Any]], None],
+        work: Path | None = None,
+    ) -> dict[str, Any]:
+        """Train everything that the guard leaves free on one task."""
+        index = len(self.n_classes)
+        network = GuardedNetwork(self.trunk, self._head(index, n_classes).to(self.config.device), self.guard, index)
+        self.guard.steps_per_epoch = max(len(train[1]) // self.config.batch_size_for(len(train[1])), 1)
+        self.guard.begin_(self.trunk, index)
+        accuracy = fit_dense_(
+            network,
+            train,
+            validation,
+            self.config,
+            seed=self.seed,
+            index=index,
+            task=task_name,
+            progress=progress,
+            work=work,
+            stages=self.guard.stages(self.config),
+            between=lambda stage: self.guard.trained_(self.trunk, stage),
+        )
+        self.guard.learned_(network, TensorExamples(*train), index, self.seed, "task", index, "guard")
+        self.n_classes[task_name] = n_classes
+        return {"accuracy": accuracy}
+
+    def _head(self, index: int, n_classes: int) -> nn.Linear:
+        """Return the head to train: a new one, or the shared one with rows for classes that are new."""
+        if self.config.head == "multi" or not self.heads:
+            head = make_head(self.n_features, n_classes, self.seed, "task", index)
+            self.heads.append(head)
+            return head
+        shared = self.heads[0]
+        assert isinstance(shared, nn.Linear)
+        if n_classes > shared.out_features:
+            wider = make_head(self.n_features, n_classes, self.seed, "task", index).to(shared.weight.device)
+            with torch.no_grad():
+                wider.weight[: shared.out_features], wider.bias[: shared.out_features] = shared.weight, shared.bias
+            self.heads[0] = shared = wider
+        return shared
+
+    @torch.no_grad()
+    def predict(self, x: Inputs, task: str) -> Tensor:
+        """Return the logits of a task from the network as it is now, as the guard lets the task see it."""
+        index = self.tasks.index(task)
+        head = self.heads[index if self.config.head == "multi" else 0]
+        seen = parts(self.guard.context(to_device(x, self.config.device), index))
+        self.trunk.eval()
+        view = self.guard.view(dict(self.trunk.named_parameters()), index)
+        features = self.trunk(*seen) if view is None else functional_call(self.trunk, dict(view), seen)
+        return head(features)[:, : self.n_classes[task]]
+
+    def _whole(self) -> nn.ModuleDict:
+        return nn.ModuleDict({"trunk": self.trunk, "heads": self.heads, "guard": self.guard})
+
+    def save(self, directory: Path) -> None:
+        """Write the network beside the last one, then make it count, then remove the last one."""
+        directory.mkdir(parents=True, exist_ok=True)
+        file = f"network-{len(self.n_classes)}.safetensors"
+        sha256 = write_tensors(directory / file, self._whole().state_dict())
+        write_state(directory, {"file": file, "sha256": {file: sha256}, "n_classes": self.n_classes})
+        for old in directory.glob("network-*.safetensors"):
+            if old.name != file:
+                old.unlink()
+
+    def load(self, directory: Path) -> None:
+        """Read the network that counts."""
+        state = read_state(directory)
+        if not state["n_classes"]:
+            return
+        widths = list(state["n_classes"].values()) if self.config.head == "multi" else [max(state["n_classes"].values())]
+        self.heads = nn.ModuleList(nn.Linear(self.n_features, width) for width in widths).to(self.config.device)
+        for index in range(len(state["n_classes"])):
+            self.guard.begin_(self.trunk, index)  # it makes the buffers that are filled now
+        path = directory / state["file"]
+        load_into_(self._whole(), read_tensors(path, state["sha256"][path.name]), path)
+        self.n_classes = state["n_classes"]
+
+    def capacity(self) -> None:
+        """Return None: no task owns units."""
+
+    def forecast(self) -> None:
+        """Return None: what fits depends on what may be forgotten."""

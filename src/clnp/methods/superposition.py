@@ -1,0 +1,108 @@
+r"""Parameter superposition: one set of weights holds many networks, each retrieved with a context of its own.
+
+Before each layer the input is changed by the task's context, :math:`y = W (c_t \odot x)`. Contexts that are drawn at random are almost
+orthogonal, so that what other tasks stored is noise of small size, and the weights are trained as in plain fine-tuning.
+
+binary: :math:`c \in \{-1, 1\}^n`. complex: phases, :math:`y = \mathrm{Re}(W (e^{i \phi} \odot x))`, with weights that have an imaginary
+part, twice as many numbers. rotation: an orthogonal matrix, :math:`y = W R_t x`.
+
+Reference: Cheung et al. 2019, equations 2 to 4. Departures: in a convolution the context acts on channels; the complex form takes the real part after each layer, so
+that nonlinearities are those of the network. Contexts are drawn from the seed and never stored.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clnp import seeds
+from clnp.methods.guards import Guard, key
+from clnp.methods.shared import Shared
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from clnp.config import LearnConfig
+    from clnp.inputs import Inputs
+
+
+class Contexts(Guard):
+    """Change the input of each layer as the task's context says.
+
+    Args:
+        kind: "binary", "complex" or "rotation".
+        seed: of the contexts.
+    """
+
+    def __init__(self, kind: str, seed: int) -> None:
+        super().__init__()
+        self.kind, self.seed = kind, seed
+        self.imaginary = nn.ParameterDict()
+        self._index = 0
+        self._drawn: dict[tuple[str, int], Tensor] = {}
+        self._hooked = False
+        self._input: dict[str, Tensor] = {}
+
+    def begin_(self, trunk: nn.Module, index: int) -> None:
+        """Watch every layer of the trunk."""
+        if self._hooked:
+            return
+        self._hooked = True
+        for name, module in trunk.named_modules():
+            if not isinstance(module, (nn.Linear, nn.Conv2d)):
+                continue
+            if self.kind == "complex":
+                generator = seeds.generator(self.seed, "imaginary", name)
+                bound = 1 / module.weight[0].numel() ** 0.5
+                values = (torch.rand(module.weight.shape, generator=generator) * 2 - 1) * bound
+                self.imaginary[key(name)] = nn.Parameter(values.to(module.weight.device))
+            module.register_forward_pre_hook(lambda module, inputs, name=name: self._before(module, inputs, name))
+            module.register_forward_hook(lambda module, _, out, name=name: self._after(module, out, name))
+
+    def context(self, x: Inputs, index: int) -> Inputs:
+        """Take a note of whose turn it is."""
+        self._index = index
+        return x
+
+    def drawn(self, name: str, n: int) -> Tensor:
+        """Return the context of the present task for a layer that reads n channels: (n,), or (n, n) for a rotation."""
+        place = (name, self._index)
+        if place not in self._drawn:
+            generator = seeds.generator(self.seed, "task", self._index, "context", name)
+            if self.kind == "binary":
+                drawn = torch.randint(0, 2, (n,), generator=generator) * 2.0 - 1
+            elif self.kind == "complex":
+                drawn = torch.rand(n, generator=generator) * 2 * torch.pi
+            else:
+                q, r = torch.linalg.qr(torch.randn(n, n, generator=generator))
+                drawn = q * r.diagonal().sign()  # uniform over all rotations and reflections
+            self._drawn = {old: value for old, value in self._drawn.items() if old[1] == self._index} | {place: drawn}
+        return self._drawn[place]
+
+    def _before(self, module: Any, inputs: tuple[Tensor, ...], name: str) -> tuple[Tensor, ...]:
+        x = inputs[0]
+        dim = 1 if isinstance(module, nn.Conv2d) else -1
+        context = self.drawn(name, x.shape[dim]).to(x)
+        shape = [1, -1, 1, 1] if dim == 1 else [-1]
+        if self.kind == "rotation":
+            return (torch.einsum("nchw,dc->ndhw", x, context) if dim == 1 else x @ context.T,)
+        if self.kind == "complex":
+            self._input[name] = x * context.sin().view(shape)
+            return (x * context.cos().view(shape),)
+        return (x * context.view(shape),)
+
+    def _after(self, module: Any, out: Tensor, name: str) -> Tensor:
+        if self.kind != "complex":
+            return out
+        x, weight = self._input.pop(name), self.imaginary[key(name)]
+        if isinstance(module, nn.Conv2d):
+            return out - F.conv2d(x, weight, None, module.stride, module.padding, module.dilation, module.groups)
+        return out - F.linear(x, weight)
+
+
+def superposition(make_trunk: Callable[[], nn.Module], example: Inputs, config: LearnConfig, seed: int) -> Shared:
+    """Parameter superposition (Cheung et al. 2019): many networks in the same weights, told apart by random contexts (--set contexts)."""
+    return Shared(make_trunk, example, config, seed, Contexts(config.contexts, seed))

@@ -1,0 +1,130 @@
+"""Winning subnetworks: each task finds the weights that it reads, old ones too, and trains those of them that are still its own.
+
+Every weight has a score. A task reads the `share` of each layer's weights with the largest scores; scores are trained through the mask as if it were
+not there (straight through), weights only where no earlier task reads them. The mask of each task is kept.
+
+Reference: Kang et al. 2022. Scores begin anew with each task, as in the authors' code. Biases and norms, which their networks lack, are
+trained by the first task alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from clnp import seeds
+from clnp.methods.guards import Guard, GuardedNetwork, key
+from clnp.methods.shared import Shared
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from clnp.config import LearnConfig
+    from clnp.inputs import Inputs
+    from clnp.sources import TensorExamples
+
+
+class TopShare(torch.autograd.Function):
+    """Return 1 where a score is among the largest, else 0; the gradient passes straight through."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, share: float) -> Tensor:
+        """Compare with the threshold."""
+        del ctx
+        n_left_out = scores.numel() - max(1, round(share * scores.numel()))
+        if not n_left_out:
+            return torch.ones_like(scores)
+        return (scores > scores.flatten().kthvalue(n_left_out).values).to(scores.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """Pass the gradient on."""
+        del ctx
+        return gradients[0], None
+
+
+class Subnetworks(Guard):
+    """Let each task choose the weights that it reads.
+
+    Args:
+        share: of each layer's weights.
+        seed: of the scores.
+    """
+
+    def __init__(self, share: float, seed: int) -> None:
+        super().__init__()
+        self.share, self.seed = share, seed
+        self.scores = nn.ParameterDict()
+        self.masks = nn.ModuleList()
+        self._index = 0
+        self._held: dict[str, tuple[Tensor, Tensor]] = {}
+        self._norms: list[nn.Module] = []
+
+    @torch.no_grad()
+    def begin_(self, trunk: nn.Module, index: int) -> None:
+        """Draw new scores, and hold the weights that earlier tasks read."""
+        self._index = index
+        self._norms = [module for module in trunk.modules() if getattr(module, "running_mean", None) is not None]
+        self.masks.append(nn.Module())
+        self._held = {}
+        for place, (name, parameter) in enumerate(trunk.named_parameters()):
+            if parameter.dim() <= 1:
+                self._held[name] = (torch.full_like(parameter, index == 0, dtype=torch.bool), parameter.detach().clone())
+                continue
+            generator = seeds.generator(self.seed, "task", index, "scores", place)
+            scores = torch.empty(parameter.shape)
+            nn.init.kaiming_uniform_(scores, a=5**0.5, generator=generator)
+            self.scores[key(name)] = nn.Parameter(scores.to(parameter.device))
+            self.masks[index].register_buffer(key(name), torch.zeros_like(parameter, dtype=torch.bool))
+            read = torch.zeros_like(parameter, dtype=torch.bool)
+            for earlier in list(self.masks)[:index]:
+                read |= getattr(earlier, key(name))
+            self._held[name] = (~read, parameter.detach().clone())
+
+    def effective(self, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the weights of the subnetwork."""
+        return {
+            name: parameter * TopShare.apply(self.scores[key(name)], self.share) if key(name) in self.scores else parameter
+            for name, parameter in parameters.items()
+        }
+
+    def context(self, x: Inputs, index: int) -> Inputs:
+        """Return the examples as they are; the statistics of norms stay those of the first task."""
+        if index > 0:
+            for norm in self._norms:
+                norm.eval()
+        return x
+
+    def before_step_(self, trunk: nn.Module) -> None:
+        """Take away the gradients of what is held."""
+        for name, parameter in trunk.named_parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(self._held[name][0])
+
+    @torch.no_grad()
+    def after_step_(self, trunk: nn.Module) -> None:
+        """Put back what is held."""
+        for name, parameter in trunk.named_parameters():
+            trained, held = self._held[name]
+            parameter.copy_(torch.where(trained, parameter, held))
+
+    @torch.no_grad()
+    def learned_(self, network: GuardedNetwork, train: TensorExamples, index: int, *place: int | str) -> None:
+        """Keep the mask of the task."""
+        for name, scores in self.scores.items():
+            getattr(self.masks[index], name).copy_(TopShare.apply(scores, self.share) > 0)
+
+    def view(self, parameters: Mapping[str, Tensor], index: int) -> Mapping[str, Tensor]:
+        """Return the weights that a task reads; the others are zero."""
+        masks = self.masks[index]
+        return {
+            name: parameter * getattr(masks, key(name)) if hasattr(masks, key(name)) else parameter
+            for name, parameter in parameters.items()
+        }
+
+
+def wsn(make_trunk: Callable[[], nn.Module], example: Inputs, config: LearnConfig, seed: int) -> Shared:
+    """Winning subnetworks (Kang et al. 2022): each task learns which share of the weights it reads (--set share)."""
+    return Shared(make_trunk, example, config, seed, Subnetworks(config.share if config.share is not None else 0.3, seed))

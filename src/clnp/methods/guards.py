@@ -93,8 +93,15 @@ class GuardedNetwork(nn.Module):
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Let the guard watch every step of an optimizer."""
-        optimizer.register_step_pre_hook(lambda *_: self.guard.before_step_(self.trunk))
-        optimizer.register_step_post_hook(lambda *_: self.guard.after_step_(self.trunk))
+
+        def before(*_: Any) -> None:
+            self.guard.before_step_(self.trunk)
+
+        def after(*_: Any) -> None:
+            self.guard.after_step_(self.trunk)
+
+        optimizer.register_step_pre_hook(before)
+        optimizer.register_step_post_hook(after)
 
     def forward(self, x: Inputs, meets: None = None) -> Tensor:
         """Return logits; there are no claimed units to meet."""

@@ -12,6 +12,7 @@ that nonlinearities are those of the network. Contexts are drawn from the seed a
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -59,8 +60,8 @@ class Contexts(Guard):
                 bound = 1 / module.weight[0].numel() ** 0.5
                 values = (torch.rand(module.weight.shape, generator=generator) * 2 - 1) * bound
                 self.imaginary[key(name)] = nn.Parameter(values.to(module.weight.device))
-            module.register_forward_pre_hook(lambda module, inputs, name=name: self._before(module, inputs, name))
-            module.register_forward_hook(lambda module, _, out, name=name: self._after(module, out, name))
+            module.register_forward_pre_hook(partial(self._before, name))
+            module.register_forward_hook(partial(self._after, name))
 
     def context(self, x: Inputs, index: int) -> Inputs:
         """Take a note of whose turn it is."""
@@ -82,7 +83,7 @@ class Contexts(Guard):
             self._drawn = {old: value for old, value in self._drawn.items() if old[1] == self._index} | {place: drawn}
         return self._drawn[place]
 
-    def _before(self, module: Any, inputs: tuple[Tensor, ...], name: str) -> tuple[Tensor, ...]:
+    def _before(self, name: str, module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x = inputs[0]
         dim = 1 if isinstance(module, nn.Conv2d) else -1
         context = self.drawn(name, x.shape[dim]).to(x)
@@ -94,7 +95,7 @@ class Contexts(Guard):
             return (x * context.cos().view(shape),)
         return (x * context.view(shape),)
 
-    def _after(self, module: Any, out: Tensor, name: str) -> Tensor:
+    def _after(self, name: str, module: Any, _inputs: Any, out: Tensor) -> Tensor:
         if self.kind != "complex":
             return out
         x, weight = self._input.pop(name), self.imaginary[key(name)]

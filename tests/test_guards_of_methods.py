@@ -1,0 +1,283 @@
+"""Each method's own mathematics, on a case that is solved by hand."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from clnp.config import LearnConfig
+from clnp.methods import METHODS
+from clnp.methods.ewc import Springs, fisher_diagonal
+from clnp.methods.guards import GuardedNetwork
+from clnp.methods.hat import Attention
+from clnp.methods.packnet import Packing
+from clnp.methods.si import PathIntegral
+from clnp.methods.superposition import Contexts
+from clnp.methods.wsn import Subnetworks, TopShare
+from clnp.sources import TensorExamples
+from clnp.wiring import trace
+
+X = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+Y = (X[:, 0] > 0).long()
+
+
+def guarded(guard, index=0, trunk=None):
+    torch.manual_seed(0)
+    trunk = trunk or nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU())
+    guard.begin_(trunk, index)
+    return GuardedNetwork(trunk, nn.Linear(4, 2), guard, index)
+
+
+def steps(network, n=20, optimizer=None, x=X, y=Y):
+    optimizer = optimizer or torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=0.05, weight_decay=0.1)
+    network.attach(optimizer)
+    network.train()
+    for _ in range(n):
+        loss = nn.functional.cross_entropy(network(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+# ---- EWC
+
+
+def test_the_fisher_information_of_a_logistic_model():
+    """The gradient of log p(y|x) by row k of the weights is (1[y = k] - p_k) x."""
+    network = nn.Linear(3, 2)
+    p = network(X).softmax(1)
+    residual = nn.functional.one_hot(Y, 2) - p  # (n, 2)
+    expected = (residual[:, :, None] * X[:, None, :]).square().mean(0)
+    found = fisher_diagonal(network, ["weight", "bias"], X, Y)
+    torch.testing.assert_close(found["weight"], expected.detach())
+    torch.testing.assert_close(found["bias"], residual.square().mean(0).detach())
+    mean_of_batch = torch.autograd.grad(nn.functional.cross_entropy(network(X), Y), network.weight)[0].square()
+    assert not torch.allclose(found["weight"], mean_of_batch), "the square of the mean gradient is another thing"
+
+
+def test_springs_pull_with_lambda_times_fisher_times_distance_to_every_task():
+    springs, trunk = Springs(2.0, None), nn.Linear(2, 1, bias=False)
+    springs.begin_(trunk, 0)
+    anchors, fishers = (torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])), (torch.tensor([[1.0, 3.0]]), torch.tensor([[0.5, 0.25]]))
+    for theta, fisher in zip(anchors, fishers, strict=True):
+        springs.get_buffer("stiffness.weight").add_(fisher)
+        springs.get_buffer("pull.weight").add_(fisher * theta)
+    trunk.weight.grad = torch.zeros(1, 2)
+    springs.before_step_(trunk)
+    expected = sum(2.0 * fisher * (trunk.weight.detach() - theta) for theta, fisher in zip(anchors, fishers, strict=True))
+    torch.testing.assert_close(trunk.weight.grad, expected)
+
+
+def test_springs_are_tied_to_what_was_learned():
+    network = guarded(Springs(100.0, None))
+    steps(network)
+    network.guard.learned_(network, TensorExamples(X, Y), 0, 0)
+    before = copy.deepcopy(network.trunk.state_dict())
+    for name, parameter in network.trunk.named_parameters():
+        parameter.grad = torch.zeros_like(parameter)
+        stiffness = network.guard.stiffness.get_buffer(name.replace(".", "/"))
+        assert (stiffness >= 0).all()
+        torch.testing.assert_close(network.guard.pull.get_buffer(name.replace(".", "/")), stiffness * before[name])
+    network.guard.before_step_(network.trunk)
+    for parameter in network.trunk.parameters():
+        torch.testing.assert_close(parameter.grad, torch.zeros_like(parameter), atol=1e-5, rtol=0)
+
+
+def test_the_online_form_keeps_one_spring_at_the_newest_place():
+    network = guarded(Springs(1.0, 0.5))
+    network.guard.learned_(network, TensorExamples(X, Y), 0, 0)
+    first = network.guard.stiffness.get_buffer("0/weight").clone()
+    with torch.no_grad():
+        network.trunk[0].weight += 1
+    network.guard.learned_(network, TensorExamples(X, Y), 1, 0)
+    stiffness = network.guard.stiffness.get_buffer("0/weight")
+    assert (stiffness >= 0.5 * first - 1e-7).all()
+    torch.testing.assert_close(network.guard.pull.get_buffer("0/weight"), stiffness * network.trunk[0].weight.detach())
+
+
+# ---- SI
+
+
+def test_the_path_integral_on_a_quadratic_is_the_fall_of_the_loss():
+    """With L = 1/2 sum a (theta - 1)^2 and small steps, each weight's contribution is what its own term fell by."""
+    a = torch.tensor([[1.0, 4.0]])
+    trunk = nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        trunk.weight.zero_()
+    path = PathIntegral(0.1)
+    path.begin_(trunk, 0)
+    optimizer = torch.optim.SGD(trunk.parameters(), lr=1e-3)
+    optimizer.register_step_pre_hook(lambda *_: path.before_step_(trunk))
+    optimizer.register_step_post_hook(lambda *_: path.after_step_(trunk))
+    for _ in range(5000):
+        optimizer.zero_grad()
+        (0.5 * a * (trunk.weight - 1).square()).sum().backward()
+        optimizer.step()
+    fall = 0.5 * a - 0.5 * a * (trunk.weight.detach() - 1).square()
+    torch.testing.assert_close(path.get_buffer("contribution.weight"), fall, rtol=5e-3, atol=0)
+    path.learned_(GuardedNetwork(trunk, nn.Linear(1, 2), path, 0), TensorExamples(X, Y), 0)
+    torch.testing.assert_close(path.get_buffer("importance.weight"), fall / (trunk.weight.detach().square() + 1e-3), rtol=5e-3, atol=0)
+
+
+def test_the_penalty_of_si_pulls_back_and_is_no_contribution():
+    path, trunk = PathIntegral(0.5), nn.Linear(2, 1, bias=False)
+    path.begin_(trunk, 0)
+    path.get_buffer("importance.weight").fill_(3.0)
+    with torch.no_grad():
+        trunk.weight += 2
+    trunk.weight.grad = torch.ones(1, 2)
+    path.before_step_(trunk)
+    torch.testing.assert_close(trunk.weight.grad, torch.full((1, 2), 1 + 2 * 0.5 * 3 * 2))
+    with torch.no_grad():
+        trunk.weight -= 0.1
+    path.after_step_(trunk)
+    torch.testing.assert_close(path.get_buffer("contribution.weight"), torch.full((1, 2), 0.1))
+
+
+# ---- superposition
+
+
+def test_orthogonal_contexts_retrieve_exactly():
+    """Where each network reads the sum of its input, what the others stored is their context's product with this one: zero."""
+    contexts = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1]])  # rows of a Hadamard matrix
+    stored = torch.tensor([[2.0], [-3.0], [5.0]])
+    layer = nn.Sequential(nn.Linear(4, 1, bias=False))
+    with torch.no_grad():
+        layer[0].weight.copy_((stored * contexts).sum(0, keepdim=True))
+    guard = Contexts("binary", 0)
+    guard.begin_(layer, 0)
+    for task, value in enumerate(stored):
+        x = guard.context(torch.full((1, 4), 0.5), task)
+        guard._drawn = {("0", task): contexts[task]}
+        torch.testing.assert_close(layer(x), value[None] * 4 * 0.5)
+
+
+@pytest.mark.parametrize("kind", ["binary", "complex", "rotation"])
+@pytest.mark.parametrize("layer", [nn.Linear(6, 4), nn.Conv2d(6, 4, 3, padding=1)], ids=["linear", "conv"])
+def test_contexts_are_drawn_from_the_seed_and_differ_between_tasks(kind, layer):
+    x = torch.randn(2, 6) if isinstance(layer, nn.Linear) else torch.randn(2, 6, 5, 5)
+
+    def outputs():
+        trunk = nn.Sequential(copy.deepcopy(layer))
+        guard = Contexts(kind, 3)
+        guard.begin_(trunk, 0)
+        return [trunk(guard.context(x, task)) for task in (0, 1, 0)]
+
+    first, second, again = outputs()
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, second)
+    assert torch.equal(first, outputs()[0])
+    assert first.shape == layer(x).shape
+
+
+def test_a_rotation_keeps_lengths_and_a_complex_layer_is_the_real_part():
+    guard = Contexts("rotation", 0)
+    rotation = guard.drawn("layer", 50)
+    torch.testing.assert_close(rotation @ rotation.T, torch.eye(50), atol=1e-5, rtol=0)
+    trunk, guard = nn.Sequential(nn.Linear(3, 2, bias=False)), Contexts("complex", 0)
+    guard.begin_(trunk, 0)
+    found = trunk(guard.context(X, 0))
+    phase = guard.drawn("0", 3)
+    weight = torch.complex(trunk[0].weight, guard.imaginary["0"])
+    expected = (torch.polar(torch.ones(3), phase) * X) @ weight.T
+    torch.testing.assert_close(found, expected.real)
+
+
+# ---- PackNet, WSN, HAT: what an earlier task reads is frozen
+
+
+def test_packnet_keeps_the_largest_share_and_freezes_it():
+    network = guarded(Packing(0.4))
+    guard, trunk = network.guard, network.trunk
+    steps(network)
+    sizes = trunk[0].weight.detach().abs().flatten().sort(descending=True).values
+    guard.trained_(trunk, 0)
+    owner = guard.owner.get_buffer("0/weight")
+    assert int((owner == 0).sum()) == 6  # 0.4 of 15
+    assert (trunk[0].weight[owner == 0].abs() >= sizes[5]).all()
+    assert (trunk[0].weight[owner != 0] == 0).all()
+    steps(network)
+    assert (trunk[0].weight[owner != 0] == 0).all(), "what was released is not trained on"
+    kept, biases = trunk[0].weight.detach()[owner == 0].clone(), trunk[0].bias.detach().clone()
+    answers = nn.functional.linear(X, guard.view(dict(trunk.named_parameters()), 0)["0.weight"])
+    second = guarded(guard, 1, trunk)
+    steps(second)
+    assert torch.equal(trunk[0].weight[owner == 0], kept), "bit for bit, under Adam with weight decay"
+    assert torch.equal(trunk[0].bias, biases)
+    assert (trunk[0].weight[owner == -1] != 0).any(), "free weights were trained"
+    guard.trained_(trunk, 0)
+    assert torch.equal(nn.functional.linear(X, guard.view(dict(trunk.named_parameters()), 0)["0.weight"]), answers)
+    assert int((owner == 1).sum()) == 4  # 0.4 of 9
+
+
+def test_wsn_reads_the_top_share_and_trains_only_what_no_earlier_task_reads():
+    scores = torch.tensor([3.0, 1, 2, 0], requires_grad=True)
+    mask = TopShare.apply(scores, 0.5)
+    assert mask.tolist() == [1, 0, 1, 0]
+    (mask * torch.tensor([1.0, 2, 3, 4])).sum().backward()
+    assert scores.grad.tolist() == [1, 2, 3, 4], "straight through"
+    network = guarded(Subnetworks(0.4, 0))
+    steps(network)
+    network.guard.learned_(network, TensorExamples(X, Y), 0)
+    mask = network.guard.masks[0].get_buffer("0/weight")
+    assert int(mask.sum()) == 6
+    kept, other = network.trunk[0].weight.detach()[mask].clone(), network.trunk[0].weight.detach()[~mask].clone()
+    steps(guarded(network.guard, 1, network.trunk))
+    assert torch.equal(network.trunk[0].weight[mask], kept)
+    assert not torch.equal(network.trunk[0].weight[~mask], other)
+
+
+def test_hat_freezes_what_is_used_fully_and_trains_what_is_not_used():
+    trunk = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU())
+    guard = Attention(trace(trunk, X[:2]), 0.75, 0)
+    guarded(guard, 0, trunk)
+    guard.used.copy_(torch.tensor([1.0, 1, 0, 0, 0, 1, 0, 0, 0, 1]))  # units 0, 1 of the first layer, 0 of the second; raw input
+    before = copy.deepcopy(trunk.state_dict())
+    network = guarded(guard, 1, trunk)
+    guard.steps_per_epoch = 20
+    steps(network)
+    now = trunk.state_dict()
+    assert torch.equal(now["0.weight"][:2], before["0.weight"][:2])
+    assert torch.equal(now["0.bias"][:2], before["0.bias"][:2])
+    assert torch.equal(now["2.weight"][0, :2], before["2.weight"][0, :2])
+    assert not (now["0.weight"][2:] == before["0.weight"][2:]).any()
+    assert not (now["2.weight"][0, 2:] == before["2.weight"][0, 2:]).any(), "a row that is used, from columns that are not"
+
+
+def test_hats_attention_is_annealed_within_an_epoch_and_sparse_by_its_penalty():
+    trunk = nn.Sequential(nn.Linear(3, 5), nn.ReLU())
+    guard = Attention(trace(trunk, X[:2]), 0.0, 0)
+    guard.begin_(trunk, 0)
+    guard.steps_per_epoch = 11
+    seen = []
+    for step in (0, 5, 10, 11):
+        guard.step.fill_(step)
+        guard.effective(dict(trunk.named_parameters()))
+        seen.append(guard._s)
+    assert seen == pytest.approx([1 / 400, 200, 400, 1 / 400], rel=0.01)
+    guard._s = 1.0
+    guard.strength = 2.0
+    embedding = guard.embeddings[0]
+    embedding.grad = torch.zeros(5)
+    guard.before_step_(trunk)
+    a = torch.sigmoid(embedding.detach())
+    unscaled = 2.0 * a * (1 - a) / 5
+    factor = 400 * (torch.cosh(embedding.detach()) + 1) / (torch.cosh(embedding.detach()) + 1)
+    torch.testing.assert_close(embedding.grad, unscaled * factor)
+
+
+@pytest.mark.parametrize("name", ["packnet", "wsn"])
+def test_masks_keep_old_answers_bit_for_bit(name):
+    def trunk():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(3, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU())
+
+    config = LearnConfig(epochs=3, rounds=1, finetune_epochs=1, batch_size=16, weight_decay=0.01)
+    method = METHODS[name](trunk, torch.zeros(2, 3), config, 0)
+    method.learn("one", (X, Y), (X, Y), 2, lambda _: None)
+    before = method.predict(X, "one")
+    method.learn("two", (X, 1 - Y), (X, 1 - Y), 2, lambda _: None)
+    assert torch.equal(before, method.predict(X, "one"))

@@ -80,6 +80,7 @@ def test_saved_and_loaded_it_goes_on_as_if_nothing_had_happened(name, tasks, tmp
     resumed = make(name)
     resumed.load(tmp_path / "model")
     assert resumed.tasks == (tasks[0].name,)
+    resumed.revisit(tasks[:1])
     teach(resumed, tasks[1])
     resumed.save(tmp_path / "model")
     reloaded = make(name)
@@ -258,3 +259,16 @@ def test_the_dense_baseline_is_a_plain_loop(tasks):
             optimizer.step()
     with torch.no_grad():
         assert torch.equal(method.predict(x, tasks[0].name), network(x))
+
+
+def test_the_upper_bound_learns_all_tasks_at_once(tasks):
+    config = LearnConfig(epochs=10, rounds=1, finetune_epochs=0, batch_size=16)
+    method = make("joint", config)
+    for task in tasks:
+        teach(method, task)
+    for task in tasks:
+        x, y = task.test
+        assert (method.predict(x, task.name).argmax(1) == y).float().mean() > 0.95
+    n_steps = []
+    teach(make("joint", config), tasks[0], lambda event: n_steps.append(event["epoch"]))
+    assert len(n_steps) == 10, "as many epochs as the others have"

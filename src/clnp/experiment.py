@@ -161,6 +161,7 @@ def run(config: RunConfig, out: Path, *, data: Path | None = None, command: str 
             record({"event": "run_resumed", "index": len(method.tasks), "versions": versions()})
         else:
             past.started = record(_start(config, tasks, method, command))
+        method.revisit(tasks[: len(method.tasks)])
         for index, task in enumerate(tasks):
             stopping.check()
             if index >= len(method.tasks):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from clnp.methods.clnp import Clnp
 from clnp.methods.ewc import ewc, online_ewc
 from clnp.methods.finetune import finetune
 from clnp.methods.hat import hat
+from clnp.methods.joint import Joint
 from clnp.methods.packnet import packnet
 from clnp.methods.si import si
 from clnp.methods.single import Single
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from clnp.config import LearnConfig
+    from clnp.data.task import Task
     from clnp.inputs import Inputs
 
 __all__ = ["METHODS", "Make", "Method"]
@@ -32,6 +34,10 @@ class Method(Protocol):
     @property
     def tasks(self) -> tuple[str, ...]:
         """The names of the tasks learned, in order."""
+        ...
+
+    def revisit(self, tasks: Sequence[Task]) -> None:
+        """Take the data of the tasks learned so far; only the upper bound looks at them."""
         ...
 
     def learn(
@@ -74,6 +80,7 @@ METHODS: Mapping[str, Make] = {
     "clnp": Clnp,
     "single": Single,
     "finetune": finetune,
+    "joint": Joint,
     "ewc": ewc,
     "online-ewc": online_ewc,
     "si": si,

@@ -9,12 +9,13 @@ from clnp import store
 from clnp.learner import Learner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
 
     from clnp.config import LearnConfig
+    from clnp.data.task import Task
     from clnp.inputs import Inputs
 
 
@@ -29,6 +30,9 @@ class Clnp:
     def tasks(self) -> tuple[str, ...]:
         """The names of the tasks learned, in order."""
         return self.learner.tasks
+
+    def revisit(self, tasks: Sequence[Task]) -> None:
+        """Look at nothing: old data are gone."""
 
     def learn(
         self,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from clnp.config import LearnConfig
     from clnp.inputs import Inputs
     from clnp.methods.guards import GuardedNetwork
+    from clnp.methods.joint import ManyHeads
 
 STATE = "method.json"
 
@@ -39,6 +40,11 @@ class DenseNetwork(nn.Module):
     def __init__(self, trunk: nn.Module, head: nn.Linear) -> None:
         super().__init__()
         self.trunk, self.head = trunk, head
+
+    @property
+    def out_features(self) -> int:
+        """How many classes there are."""
+        return self.head.out_features
 
     @property
     def head_bias(self) -> Tensor:
@@ -68,7 +74,7 @@ def count_features(trunk: nn.Module, example: Inputs) -> int:
 
 
 def fit_dense_(
-    network: DenseNetwork | GuardedNetwork,
+    network: DenseNetwork | GuardedNetwork | ManyHeads,
     train: tuple[Inputs, Tensor] | TensorExamples,
     validation: tuple[Inputs, Tensor],
     config: LearnConfig,
@@ -121,7 +127,7 @@ def fit_dense_(
                 epochs=epochs,
                 lr=config.lr if first else config.lr / 2,  # as CLNP does
                 l1=0.0,
-                n_classes=network.head.out_features,
+                n_classes=network.out_features,
                 # Where CLNP draws the batches of its first epochs, too.
                 place=(seed, "task", index, "train" if first else "finetune", stage),
                 task=task,

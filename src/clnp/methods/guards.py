@@ -83,6 +83,11 @@ class GuardedNetwork(nn.Module):
         self.trunk, self.head, self.guard, self.index = trunk, head, guard, index
 
     @property
+    def out_features(self) -> int:
+        """How many classes there are."""
+        return self.head.out_features
+
+    @property
     def head_bias(self) -> Tensor:
         """The head's bias: it tells `fit` the device."""
         return self.head.bias

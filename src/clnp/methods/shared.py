@@ -14,10 +14,11 @@ from clnp.methods.guards import Guard, GuardedNetwork
 from clnp.sources import TensorExamples
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from clnp.config import LearnConfig
+    from clnp.data.task import Task
     from clnp.inputs import Inputs
 
 
@@ -46,6 +47,9 @@ class Shared:
     def tasks(self) -> tuple[str, ...]:
         """The names of the tasks learned, in order."""
         return tuple(self.n_classes)
+
+    def revisit(self, tasks: Sequence[Task]) -> None:
+        """Look at nothing: old data are gone."""
 
     def learn(
         self,

@@ -21,10 +21,11 @@ from clnp.methods.dense import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from clnp.config import LearnConfig
+    from clnp.data.task import Task
     from clnp.inputs import Inputs
 
 
@@ -40,6 +41,9 @@ class Single:
     def tasks(self) -> tuple[str, ...]:
         """The names of the tasks learned, in order."""
         return tuple(self.networks)
+
+    def revisit(self, tasks: Sequence[Task]) -> None:
+        """Look at nothing: old data are gone."""
 
     def learn(
         self,

@@ -1,0 +1,124 @@
+"""All tasks at once: what one network could do if no data were ever lost (the upper bound)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from clnp.inputs import join, parts, take
+from clnp.methods.dense import fit_dense_
+from clnp.methods.guards import Guard
+from clnp.methods.shared import Shared
+from clnp.sources import TensorExamples
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from clnp.config import LearnConfig
+    from clnp.data.task import Task
+    from clnp.inputs import Inputs
+
+FAR = -1e9
+"""The logit of a class of another task."""
+
+
+@dataclass(frozen=True)
+class Mixture(TensorExamples):
+    """Examples of many tasks, of which each epoch draws as many as the newest task has: an epoch costs what it costs the others."""
+
+    n_drawn: int = 0
+
+    def __len__(self) -> int:
+        """How many examples an epoch has."""
+        return self.n_drawn
+
+    def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Inputs, Tensor]]:
+        """Yield (places, x, y) of a draw without replacement."""
+        order = torch.randperm(len(self.y), generator=generator)[: self.n_drawn]
+        stop = self.n_drawn - self.n_drawn % batch_size if self.n_drawn >= batch_size else self.n_drawn
+        for start in range(0, stop, batch_size):
+            places = order[start : start + batch_size]
+            yield places, take(self.x, places), self.y[places]
+
+
+class ManyHeads(nn.Module):
+    """A trunk and the heads of all tasks: (x, task numbers) -> logits of all classes, those of other tasks far below."""
+
+    def __init__(self, trunk: nn.Module, heads: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        self.trunk, self.heads = trunk, nn.ModuleList(heads)
+        self.task_of = torch.cat([torch.full((head.out_features,), task) for task, head in enumerate(heads)])
+        self.out_features = len(self.task_of)
+
+    @property
+    def head_bias(self) -> Tensor:
+        """A head's bias: it tells `fit` the device."""
+        return self.heads[0].get_parameter("bias")
+
+    def weights(self) -> list[nn.Parameter]:
+        """Return the weights under the L1 penalty: none."""
+        return []
+
+    def forward(self, x: Inputs, meets: None = None) -> Tensor:
+        """Return logits (B, all classes)."""
+        del meets
+        *seen, tasks = parts(x)
+        features = self.trunk(*seen)
+        logits = torch.cat([head(features) for head in self.heads], 1)
+        return logits.masked_fill(self.task_of.to(logits.device) != tasks[:, None], FAR)
+
+
+class Joint(Shared):
+    """One dense network is trained on the data of all tasks so far, which the others do not have (the upper bound).
+
+    Each task is given as many steps as in the other methods; each epoch draws its examples from all tasks alike.
+    """
+
+    def __init__(self, make_trunk: Callable[[], nn.Module], example: Inputs, config: LearnConfig, seed: int) -> None:
+        super().__init__(make_trunk, example, config, seed, Guard())
+        self._seen: list[tuple[tuple[Inputs, Tensor], tuple[Inputs, Tensor]]] = []
+
+    def revisit(self, tasks: Sequence[Task]) -> None:
+        """Take the data of the earlier tasks: a run that is continued does not have them."""
+        self._seen = [(task.train, task.validation) for task in tasks]
+
+    def learn(
+        self,
+        task_name: str,
+        train: tuple[Inputs, Tensor],
+        validation: tuple[Inputs, Tensor],
+        n_classes: int,
+        progress: Callable[[dict[str, Any]], None],
+        work: Path | None = None,
+    ) -> dict[str, Any]:
+        """Train on this task and all before it."""
+        index = len(self.n_classes)
+        self._head(index, n_classes)
+        seen = [*self._seen[:index], (train, validation)]
+        is_single = self.config.head == "single"
+        heads = [head for head in self.heads if isinstance(head, nn.Linear)]
+        starts = [0, *torch.tensor([head.out_features for head in heads]).cumsum(0).tolist()]
+
+        def all_of(part: int, tasks: Sequence[int]) -> tuple[Inputs, Tensor]:
+            numbers = torch.cat([torch.full((len(seen[task][part][1]),), 0 if is_single else task) for task in tasks])
+            x = join([seen[task][part][0] for task in tasks])
+            y = torch.cat([seen[task][part][1] + (0 if is_single else starts[task]) for task in tasks])
+            return (*parts(x), numbers), y
+
+        accuracy = fit_dense_(
+            ManyHeads(self.trunk, heads).to(self.config.device),
+            Mixture(*all_of(0, range(len(seen))), n_drawn=len(train[1])),
+            all_of(1, [index]),  # the accuracy of this task, as in the other methods
+            self.config,
+            seed=self.seed,
+            index=index,
+            task=task_name,
+            progress=progress,
+            work=work,
+        )
+        self.n_classes[task_name], self._seen = n_classes, seen
+        return {"accuracy": accuracy}

@@ -16,7 +16,7 @@ import yaml
 from rich.console import Console
 
 import clnp as package
-from clnp import cli, console, experiment, rundir
+from clnp import cli, console, experiment, locks
 from clnp.report import read_run
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent / "src"), "COLUMNS": "120"}
@@ -258,7 +258,7 @@ def test_status_of_a_finished_and_of_a_running_run(clnp, finished):
     assert out.endswith("finished\n")
     (finished / "summary.json").rename(finished / "hidden")
     try:
-        with rundir.locked(finished):
+        with locks.locked(finished):
             code, out, _ = clnp("status", finished)
     finally:
         (finished / "hidden").rename(finished / "summary.json")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from clnp import metrics, rundir
+from clnp import locks, metrics, rundir
 from clnp.errors import ConfigError, DataError, StoreError
 from clnp.experiment import configure, run
 from clnp.files import write_atomic
@@ -220,7 +220,7 @@ def test_killed_for_good_and_given_again(finished, tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not rundir.is_locked(out)
+    assert not locks.is_locked(out)
     summary = run(tiny(), out)
     ignored = {*TIMES, "command", "versions"}  # the thread count of a subprocess is its own
     expected = finished["clnp"][1]
@@ -275,7 +275,7 @@ def test_a_directory_of_other_files_is_refused_and_untouched(tmp_path):
 
 
 def test_two_processes_do_not_share_a_directory(tmp_path):
-    with rundir.locked(tmp_path), pytest.raises(StoreError, match=f"process {os.getpid()} is at work"):
+    with locks.locked(tmp_path), pytest.raises(StoreError, match=f"process {os.getpid()} is at work"):
         run(tiny(), tmp_path)
     assert not (tmp_path / "config.yaml").exists()
 

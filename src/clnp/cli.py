@@ -109,15 +109,15 @@ Next steps
 
 def _clear_demo(out: Path) -> None:
     """Make place for a demonstration; remove an earlier one, and nothing else."""
-    from clnp import rundir
+    from clnp import locks
 
     if out.is_dir() and any(out.iterdir()):
         if not (out / DEMO_MARK).is_file():
             raise StoreError(
                 f"cannot write the demonstration to '{out}': that directory is not of an earlier demonstration. Choose another with --out."
             )
-        if rundir.is_locked(out):
-            raise StoreError(f"cannot write the demonstration to '{out}': process {rundir.holder(out)} is at work there.")
+        if locks.is_locked(out):
+            raise StoreError(f"cannot write the demonstration to '{out}': process {locks.holder(out)} is at work there.")
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / DEMO_MARK).write_text("`clnp demo` made this directory and removes it when it starts again.\n", encoding="utf-8")
@@ -186,7 +186,7 @@ def _run(config: RunConfig, out: Path, data: Path | None, command: str) -> dict[
 
 def _settings(pairs: list[str]) -> dict[str, Any]:
     """Return --set KEY=VALUE options as a mapping; values are YAML."""
-    import yaml
+    from clnp.parsing import parse_yaml
 
     settings: dict[str, Any] = {}
     for pair in pairs:
@@ -194,23 +194,24 @@ def _settings(pairs: list[str]) -> dict[str, Any]:
         if not equals or not key.strip():
             raise ConfigError(f"cannot use --set '{pair}': expected KEY=VALUE, for example --set margin=0.01.")
         try:
-            settings[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            settings[key.strip()] = parse_yaml(value)
+        except ValueError:
             raise ConfigError(f"cannot use --set '{pair}': expected a YAML value, found '{value}'.") from None
     return settings
 
 
 def _read_yaml(file: Path | None) -> dict[str, Any]:
     """Return the mapping in a configuration file."""
-    import yaml
+    from clnp.files import read_bounded
+    from clnp.parsing import MAX_YAML, parse_yaml
 
     if file is None:
         return {}
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = parse_yaml(read_bounded(file.resolve(), MAX_YAML, file.resolve().parent))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration file '{file}': {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError(f"cannot read the configuration file '{file}': expected YAML: {error}.") from None
     if not isinstance(content, dict):
         raise ConfigError(f"cannot use the configuration file '{file}': expected keys and values, found {content!r}.")
@@ -220,17 +221,17 @@ def _read_yaml(file: Path | None) -> dict[str, Any]:
 @app.command()
 def status(directory: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
     """Show how far a run is and what it has achieved, without loading a network."""
-    from clnp import rundir
+    from clnp import locks
     from clnp.report import read_run
 
     run = read_run(directory)
     _show(directory)
     if run.finished:
         typer.echo("finished")
-    elif rundir.is_locked(directory):
+    elif locks.is_locked(directory):
         at = run.progress
         where = f", {at.task}: {at.phase}" + (f" epoch {at.epoch}/{at.epochs}" if at.epoch else "") if at else ""
-        typer.echo(f"running (process {rundir.holder(directory)}{where})")
+        typer.echo(f"running (process {locks.holder(directory)}{where})")
     else:
         typer.echo(f"stopped; to continue: {run.command}")
 

@@ -8,7 +8,8 @@
     ├── TrainingError      the loss or a gradient became NaN or infinite; the task was abandoned
     ├── WiringError        the network holds an operation whose units cannot be told apart
     ├── ExportError        a predictor cannot be exported, or what was exported does not compute what it computes
-    └── StoreError         a model or run directory is missing, damaged, or of another network
+    └── StoreError         a model or run directory is missing, in use, or of another network
+        └── DamageError    a file of it is not what was written
 
 A message says what was being done, what was expected, what was found, and what to do. Whatever is raised while a task is
 learned leaves the learner as it was: the tasks committed before are untouched.
@@ -65,4 +66,14 @@ class ExportError(ClnpError):
 
 
 class StoreError(ClnpError):
-    """A model or run directory is missing, damaged, or of another network."""
+    """A model or run directory is missing, in use, or of another network."""
+
+
+class DamageError(StoreError):
+    """A file of a model or run directory is not what was written; the message names it and the way out."""
+
+
+def damaged(file: object, what: str, record: str = "") -> DamageError:
+    """Return the error for a file that is not what was committed: which one, what is wrong, the way out."""
+    of = f" ({record})" if record else ""
+    return DamageError(f"cannot read '{file}'{of}: it is damaged: {what}. Restore this file from a copy of the directory.")

@@ -6,7 +6,6 @@ continued ends with the same numbers as one that was not.
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from dataclasses import asdict, dataclass, field
@@ -16,13 +15,14 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from clnp import __version__, metrics, rundir, seeds, store, training, wider
+from clnp import __version__, metrics, rundir, seeds, training, wider
 from clnp.benchmarks import BENCHMARKS
 from clnp.config import LearnConfig
+from clnp.describe import is_there, open_ledger
 from clnp.errors import ConfigError, StoreError, first_line
-from clnp.files import write_atomic
 from clnp.inputs import Inputs, cut, parts
 from clnp.learner import Learner
+from clnp.locks import locked
 from clnp.methods import METHODS
 from clnp.models import MODELS, lookup
 
@@ -142,7 +142,7 @@ def run(config: RunConfig, out: Path, *, data: Path | None = None, command: str 
     tasks = BENCHMARKS[config.benchmark].tasks(data, config.seed, config.n_tasks)
     example = cut(tasks[0].validation[0], 0, 2)
     # Training and testing alike: bits may depend on the number of threads.
-    with rundir.locked(out), training.threads(config.learn.threads):
+    with locked(out), training.threads(config.learn.threads):
         rundir.claim(out, config.model_dump(mode="json"))
         finished = rundir.read_summary(out)
         if finished is not None:
@@ -159,7 +159,7 @@ def run(config: RunConfig, out: Path, *, data: Path | None = None, command: str 
         if past.started:
             record({"event": "run_resumed", "index": len(method.tasks), "versions": versions()})
         else:
-            past.started = record(_start(config, tasks, method, command))
+            past.started = record(_start(config, tasks, method, command) | {"config_sha256": rundir.config_sha256(out)})
         for index, task in enumerate(tasks):
             if index >= len(method.tasks):
                 past.learned[index] = _learn(method, task, index, record, progress)
@@ -168,7 +168,7 @@ def run(config: RunConfig, out: Path, *, data: Path | None = None, command: str 
                 past.rows.append(_evaluate(method, tasks[: index + 1], record))
         summary = _summary(config, tasks, method, past, n_parameters=sum(p.numel() for p in build_trunk(config, example).parameters()))
         record({"event": "run_finished", "average_accuracy": summary["average_accuracy"], "forgetting": summary["forgetting"]})
-        write_atomic(out / rundir.SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        rundir.write_summary(out, summary)
         return summary
 
 
@@ -231,11 +231,11 @@ def load_learner(out: Path) -> tuple[Learner, RunConfig]:
     if config.method != "clnp":
         raise StoreError(f"cannot take a learner from run '{out}': expected a run of method clnp, found one of {config.method}.")
     model = out / rundir.MODEL
-    if not (model / store.DESCRIPTION).exists():
+    if not is_there(model):
         raise StoreError(f"cannot take a learner from run '{out}': no task of it is learned yet.")
     if config.model not in MODELS:
         raise StoreError(f"cannot take a learner from run '{out}': this version of clnp has no model '{config.model}'.")
-    return Learner.load(model, build_trunk(config, store.describe(model).example())), config
+    return Learner.load(model, build_trunk(config, open_ledger(model)[1].example())), config
 
 
 def export(out: Path, task: str, *, to: Format | None = None, file: Path | None = None, data: Path | None = None) -> ExportResult:
@@ -275,7 +275,7 @@ def widen(out: Path, more: Mapping[str, int]) -> Json:
         StoreError: as of `load_learner`, or another process is at work in the run.
         WiringError: there is no such group, or the network's code does not allow it to be wider.
     """
-    with rundir.locked(out):
+    with locked(out, "widen"):
         learner, _ = load_learner(out)
         learner = wider.widen(learner, more)
         learner.save(out / rundir.MODEL)
@@ -290,7 +290,7 @@ def widen(out: Path, more: Mapping[str, int]) -> Json:
         summary = rundir.read_summary(out)
         if summary is not None:
             summary |= {"capacity": capacity, "forecast": asdict(learner.forecast())}
-            write_atomic(out / rundir.SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+            rundir.write_summary(out, summary)
         return written
 
 

@@ -27,6 +27,10 @@ FLOORS = {
     "chain": 2,
     "ledger": 2,
     "describe": 3,
+    "undoing": 3,
+    "patches": 3,
+    "auditing": 4,
+    "verification": 5,
     "receipts": 4,
     "persistence": 4,
     "commit": 4,
@@ -64,9 +68,11 @@ FLOORS = {
     "benchmarks": 5,
     "models": 5,
     "experiment": 6,
+    "runs": 6,
     "report": 7,
     "console": 8,
     "cli": 8,
+    "cli_models": 8,
 }
 # Neighbours on one floor that may lean on each other, in this direction only.
 NEIGHBOURS = {
@@ -74,6 +80,9 @@ NEIGHBOURS = {
     ("seeds", "errors"),
     ("ledger", "entries"),
     ("ledger", "chain"),
+    ("undoing", "describe"),
+    ("patches", "describe"),
+    ("patches", "undoing"),
     ("chain", "entries"),
     ("learner", "persistence"),
     ("learner", "commit"),
@@ -120,6 +129,8 @@ NEIGHBOURS = {
     ("benchmarks", "data"),
     ("benchmarks", "models"),
     ("cli", "console"),
+    ("cli", "cli_models"),
+    ("runs", "experiment"),
 }
 # What `import clnp` offers. A name more or less is a decision, and is made here.
 PUBLIC = {
@@ -141,7 +152,12 @@ PUBLIC = {
     "StoreError",
     "TaskError",
     "TrainingError",
+    "Verification",
     "WiringError",
+    "apply_patch",
+    "audit",
+    "make_patch",
+    "verify",
     "widen",
     "wiring",
 }

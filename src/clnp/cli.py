@@ -1,6 +1,7 @@
 """The command line. Nothing heavy is imported before a command needs it: `clnp --help` answers without torch.
 
-Exit codes: 0 done, 1 a failure that the message explains, 2 a command that cannot be understood, 130 stopped with Ctrl-C.
+Exit codes: 0 done, 1 a failure that the message explains, 2 a command that cannot be understood, 3 a file is damaged, 4 a task answers
+otherwise than its receipt says, 5 a directory was set back, 130 stopped with Ctrl-C, 143 stopped by SIGTERM.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clnp import __version__
-from clnp.errors import ClnpError, ConfigError, StoreError
+from clnp.cli_models import register
+from clnp.errors import ClnpError, ConfigError, DamageError, StoreError
 
 if TYPE_CHECKING:
     from clnp.experiment import RunConfig
@@ -61,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             message = f"internal error: {type(error).__name__}: {error} (give --debug to see where)"
         _say("clnp: " + " ".join(message.split()))
-        sys.exit(2 if isinstance(error, ConfigError) else 1)
+        sys.exit(2 if isinstance(error, ConfigError) else 3 if isinstance(error, DamageError) else 1)
 
 
 def _print_version(wanted: bool) -> None:
@@ -261,9 +263,9 @@ def export(
         raise ConfigError(f"cannot export to '{to}': expected --to onnx or --to pt2.")
     from dataclasses import asdict
 
-    from clnp import experiment
+    from clnp import runs
 
-    done = experiment.export(directory, task, to=to, file=out, data=data)
+    done = runs.export(directory, task, to=to, file=out, data=data)
     if as_json:
         typer.echo(json.dumps({"task": task, **asdict(done), "path": str(done.path)}, indent=2))
         return
@@ -287,21 +289,24 @@ def widen(
         if not equals or not group or not number.isascii() or not number.isdigit():
             raise ConfigError(f"cannot widen by '{pair}': expected GROUP=UNITS, for example {group or pair}=16.")
         wanted[group] = int(number)
-    from clnp import experiment
+    from clnp import runs
 
     if not wanted:
-        units = experiment.load_learner(directory)[0].capacity()
+        units = runs.load_learner(directory)[0].capacity()
         for name, row in sorted(units.items(), key=lambda item: item[1].free / item[1].n_units):
             typer.echo(f"{name}: {row.free} of {row.n_units} units free")
         typer.echo(f"to add units: clnp widen {shlex.quote(str(directory))} GROUP=UNITS")
         return
-    event = experiment.widen(directory, wanted)
+    event = runs.widen(directory, wanted)
     if as_json:
         typer.echo(json.dumps(event, indent=2))
         return
     for name in wanted:
         typer.echo(f"{name}: {event['free'][name]} of {event['groups'][name]} units free")
     typer.echo("every task learned so far answers as before, bit for bit")
+
+
+register(app)
 
 
 @app.command()

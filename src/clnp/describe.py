@@ -21,6 +21,7 @@ from clnp.tensorfile import tensor_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from os import PathLike
 
     from torch import Tensor
 
@@ -132,7 +133,7 @@ def is_there(path: Path) -> bool:
     return False
 
 
-def open_ledger(directory: str | Path) -> tuple[Ledger, Description]:
+def open_ledger(directory: str | PathLike[str]) -> tuple[Ledger, Description]:
     """Read a model directory of any format that this version knows, its chain verified.
 
     Raises:

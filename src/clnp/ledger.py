@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from clnp import files
 from clnp.chain import check_record, read_log
-from clnp.entries import MODEL, START, Created, FileEntry, Head, Learned, Undone, Widened, digest, read_head, spelled
+from clnp.entries import MODEL, START, Created, FileEntry, Head, Learned, Undone, Widened, digest, read_head, read_record, spelled
 from clnp.errors import DamageError, StoreError, damaged, first_line
 
 if TYPE_CHECKING:
@@ -271,12 +271,13 @@ def chained(ledger: Ledger, additions: Sequence[Addition]) -> tuple[list[Any], l
     return records[len(ledger.records) :], lines
 
 
-def create(path: Path, contents: Mapping[str, bytes]) -> Ledger:
+def create(path: Path, contents: Mapping[str, bytes], line: bytes | None = None) -> Ledger:
     """Begin a ledger in an empty directory; model.json is written last: without it there is none.
 
     Args:
         path: the directory.
         contents: of the files that describe the network, model.json among them.
+        line: the first record as a patch brings it; by default it is made here.
 
     Raises:
         OSError: it cannot be written.
@@ -287,14 +288,21 @@ def create(path: Path, contents: Mapping[str, bytes]) -> Ledger:
             files.write_atomic(path / name, content)
     entries = {name: FileEntry(bytes=len(content), sha256=digest(content)) for name, content in contents.items()}
     record = Created(number=0, time=time.time(), previous=START, files=entries)  # pyright: ignore[reportArgumentType]
-    line = spelled(record)
+    record = record if line is None else read_record(line)
+    line = line or spelled(record)
     files.write_atomic(path / LOG, line + b"\n")
     files.write_atomic(path / HEAD, Head(record=0, sha256=digest(line)).line())
     files.write_atomic(path / MODEL, contents[MODEL])
     return Ledger(path, (record,), (digest(line),), len(line) + 1, 0, contents[MODEL])
 
 
-def extend(ledger: Ledger, records: Sequence[Any], lines: Sequence[bytes], contents: Mapping[int, bytes]) -> Ledger:
+def extend(
+    ledger: Ledger,
+    records: Sequence[Any],
+    lines: Sequence[bytes],
+    contents: Mapping[int, bytes],
+    check: Callable[[Ledger], None] | None = None,
+) -> Ledger:
     """Commit records to a ledger: files first, then the log, then HEAD; then files of purged tasks are deleted.
 
     Args:
@@ -302,6 +310,7 @@ def extend(ledger: Ledger, records: Sequence[Any], lines: Sequence[bytes], conte
         records: what `chained` returned, or what a patch holds.
         lines: theirs, which are written as they are.
         contents: file number -> content.
+        check: looks at the outcome before HEAD is replaced; when it raises, everything is taken back.
 
     Raises:
         OSError: nothing is committed, unless it is HEAD that cannot be replaced: then the next one takes the records over.
@@ -318,6 +327,14 @@ def extend(ledger: Ledger, records: Sequence[Any], lines: Sequence[bytes], conte
     else:
         # An earlier attempt may have failed between a write and its fsync.
         files.confirm(path / LOG, path / TASKS, path)
+    if check is not None:
+        try:
+            check(whole)
+        except BaseException:
+            files.append(path / LOG, b"", at=ledger.size)
+            for number in contents:
+                files.remove(task_file(path, number))
+            raise
     if whole.head != ledger.head:
         files.write_atomic(path / HEAD, Head(record=whole.head, sha256=hashes[-1]).line())
     _sweep(whole)

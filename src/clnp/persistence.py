@@ -80,7 +80,7 @@ def load_(learner: Learner, directory: str | PathLike[str], widened: Sequence[Ma
     learner._allocation, learner._undone = stored.allocation, list(stored.undone)
     if stored.probe is not None:
         probe = tuple(stored.probe[str(place)] for place in range(len(stored.probe)))
-        learner._probe = probe if len(probe) > 1 else probe[0]
+        learner._probe = probe if len(probe) != 1 else probe[0]
     for task, record in stored.records.items():
         weight, columns = torch.zeros(len(record.weight), len(learner.wiring.features)), learner._features[record.width]
         if record.weight.shape[1] != len(columns):

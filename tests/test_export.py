@@ -19,7 +19,7 @@ from torch import nn
 
 import clnp
 import small
-from clnp import cli, experiment
+from clnp import cli, experiment, runs
 from clnp import export as module
 from clnp.export import export
 from clnp.files import replacing

@@ -172,4 +172,4 @@ def results(run: Run) -> RenderableType:
     for number, group in enumerate(sorted(run.groups, key=lambda group: group.fraction_free)):  # the bottleneck first
         label = "units free" if number == 0 else ""
         totals.add_row(label, f"{bar(group.fraction_free)} {share(group.fraction_free)} of {group.n_units} in", Text(group.name))
-    return Group(table, totals, Text(f"{verdict(run)}."))
+    return Group(table, totals, Text(f"{verdict(run)}."), *(Text(f"note: {notice}") for notice in run.notices))

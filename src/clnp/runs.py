@@ -70,9 +70,20 @@ def undo(out: Path, task: str | None = None, *, purge: bool = False) -> Undone:
     _read_config(out)
     with locked(out, "undo a task of"):
         tombstone = undoing.undo(out / rundir.MODEL, task, purge=purge)
-        rundir.append_event(out, {"event": "undone", "task": tombstone.task, "purged": tombstone.purged, "record": tombstone.number})
-        _update_summary(out, load_learner(out)[0])
+        learner, _ = load_learner(out)
+        named = {"task": tombstone.task, "purged": tombstone.purged, "record": tombstone.number}
+        rundir.append_event(out, {"event": "undone", **named, **_room(learner)})
+        _update_summary(out, learner)
         return tombstone
+
+
+def _room(learner: Learner) -> Json:
+    """Return what an event says of the units of each group, and of the free ones."""
+    capacity = learner.capacity()
+    return {
+        "groups": {group: units.n_units for group, units in capacity.items()},
+        "free": {group: units.free for group, units in capacity.items()},
+    }
 
 
 def _update_summary(out: Path, learner: Learner) -> None:
@@ -99,11 +110,13 @@ def export(out: Path, task: str, *, to: Format | None = None, file: Path | None 
         ExportError: it cannot be exported, or what was exported differs; no file is left.
     """
     learner, config = load_learner(out)
-    index = lookup("task", task, {name: number for number, name in enumerate(learner.tasks)})
+    lookup("task", task, dict.fromkeys(learner.tasks))
+    tasks = BENCHMARKS[config.benchmark].tasks(data, config.seed, config.n_tasks)
+    index = next(number for number, each in enumerate(tasks) if each.name == task)  # not its place among those not undone
     if file is None:
         to = to or "onnx"
         file = out / f"task-{index:03d}.{to}"
-    x, _ = BENCHMARKS[config.benchmark].tasks(data, config.seed, config.n_tasks)[index].test
+    x, _ = tasks[index].test
     return learner.export(file, task=task, to=to, inputs=x)
 
 
@@ -124,13 +137,6 @@ def widen(out: Path, more: Mapping[str, int]) -> Json:
         learner, _ = load_learner(out)
         learner = wider.widen(learner, more)
         learner.save(out / rundir.MODEL)
-        capacity = {group: asdict(units) for group, units in learner.capacity().items()}
-        event = {
-            "event": "widened",
-            "added": dict(more),
-            "groups": {group: row["n_units"] for group, row in capacity.items()},
-            "free": {group: row["free"] for group, row in capacity.items()},
-        }
-        written = rundir.append_event(out, event)
+        written = rundir.append_event(out, {"event": "widened", "added": dict(more), **_room(learner)})
         _update_summary(out, learner)
         return written

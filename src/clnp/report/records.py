@@ -74,7 +74,7 @@ class Learned(Record):
 
 
 class Widened(Record):
-    """The event `widened`: the units of each group, and the free ones, after some were added."""
+    """The event `widened` or `undone`: the units of each group, and the free ones, after some were added or a task was taken back."""
 
     groups: dict[str, int]
     free: dict[str, int]
@@ -144,7 +144,9 @@ class Log:
     evaluated: dict[int, Evaluated] = field(default_factory=dict)
     widened: Widened | None = None
     widened_after: int = -1
-    """The last task that was learned when the network was widened."""
+    """The last task that was learned when the network was widened, or a task was undone."""
+    undone: dict[str, bool] = field(default_factory=dict[str, bool])
+    """Names of tasks that were undone; whether their files were deleted."""
     progress: Progress | None = None
     n_resumed: int = 0
     first_time: float | None = None
@@ -256,9 +258,11 @@ def _apply_event_(log: Log, event: dict[str, Any]) -> None:
             learned = Learned.model_validate(event)
             log.learned[learned.index] = learned
             log.progress = None
-        case "widened":
+        case "widened" | "undone":
             log.widened = Widened.model_validate(event)
             log.widened_after = max(log.learned, default=-1)
+            if "task" in event:
+                log.undone[str(event["task"])] = bool(event.get("purged"))
         case "evaluated":
             evaluated = Evaluated.model_validate(event)
             log.evaluated[evaluated.after] = evaluated

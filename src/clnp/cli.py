@@ -62,7 +62,10 @@ def main(argv: list[str] | None = None) -> None:
             message = f"{error.strerror or error}: '{error.filename}'" if error.filename else str(error)
         else:
             message = f"internal error: {type(error).__name__}: {error} (give --debug to see where)"
-        _say("clnp: " + " ".join(message.split()))
+        line = "clnp: " + " ".join(message.split())
+        _say(
+            "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line)
+        )  # a name must not steer a terminal
         sys.exit(2 if isinstance(error, ConfigError) else 3 if isinstance(error, DamageError) else 1)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 from safetensors import SafetensorError
 from safetensors.torch import load
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 FORMATS = (1, 2, 3)
 """What this version reads. It writes 3, and makes an older directory into one of it when it adds to it."""
+MAX_INPUT = 2**26
+"""Numbers in one example: more than 4,000 x 4,000 pixels in three colours."""
 MAX_FILE = 2**40
 """Bytes of one file of format 1 or 2, which do not write sizes down."""
 
@@ -38,6 +41,14 @@ class InputEntry(Strict):
 
     shape: list[int] = Field(max_length=16)
     dtype: str
+
+    @field_validator("shape")
+    @classmethod
+    def _fits_memory(cls, shape: list[int]) -> list[int]:
+        if any(size < 0 for size in shape) or math.prod(shape) > MAX_INPUT:
+            msg = f"an example of shape {shape} is none that a network reads"
+            raise ValueError(msg)
+        return shape
 
     @property
     def form(self) -> Form:

@@ -362,7 +362,7 @@ class Learner:
         """
         ledger, description = open_ledger(os.fspath(directory))
         learner = cls(model, description.example(), head=description.head, seed=description.seed)
-        load_(learner, directory, ledger.widened)
+        load_(learner, directory, description, ledger.widened)
         return learner
 
     def receipt(self, task: str) -> tuple[Receipt | None, Comparison]:

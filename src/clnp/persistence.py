@@ -12,7 +12,7 @@ import torch
 
 from clnp import __version__, store
 from clnp.describe import Description, input_entries, tensor_forms
-from clnp.errors import DamageError
+from clnp.errors import DamageError, StoreError
 from clnp.inputs import parts
 from clnp.records import Undoing
 from clnp.split import forget_
@@ -71,10 +71,15 @@ def as_stored(learner: Learner, record: TaskRecord) -> TaskRecord:
     return replace(record, weight=record.weight[:, learner._features[record.width]])
 
 
-def load_(learner: Learner, directory: str | PathLike[str], widened: Sequence[Mapping[str, int]]) -> None:
+def load_(learner: Learner, directory: str | PathLike[str], description: Description, widened: Sequence[Mapping[str, int]]) -> None:
     """Fill a new learner with what a directory holds, see `Learner.load`."""
+    store.check_network(directory, learner.wiring, learner._graph, description, description.groups)
     for more in widened:
-        widen_(learner, more)
+        try:
+            widen_(learner, more)
+        except (RuntimeError, MemoryError) as error:
+            what = ", ".join(f"{group} by {n:,}" for group, n in more.items())
+            raise StoreError(f"cannot load '{directory}': its network, widened ({what}), does not fit into memory.") from error
     stored = store.read(directory, learner.wiring, learner._graph)
     store.restore_(learner.wiring, learner._state, stored)
     learner._allocation, learner._undone = stored.allocation, list(stored.undone)

@@ -216,13 +216,8 @@ def _read(path: Path, wiring: Wiring, graph: str | None) -> Stored:
     groups = dict(description.groups)
     for more in ledger.widened:
         groups |= {name: groups.get(name, 0) + n for name, n in more.items()}
-    here = {group.name: group.n_units for group in wiring.groups}
-    if description.graph != (graph or wiring.graph.hash) or groups != here:
-        raise StoreError(
-            f"cannot load '{path}': it was made with another network. Expected groups {groups}, found {here}. "
-            f"Pass the network that it was made with."
-        )
-    allocation = Allocation.empty(here)
+    check_network(path, wiring, graph or wiring.graph.hash, description, groups)
+    allocation = Allocation.empty(groups)
     records: dict[str, TaskRecord] = {}
     rows: dict[str, Mapping[str, Tensor]] = {}
     files: dict[str, Path] = {}
@@ -258,6 +253,29 @@ def _read(path: Path, wiring: Wiring, graph: str | None) -> Stored:
         undone=[Undoing(record.task, record.content.sha256, purged) for record, purged in gone],
         probe=_load(path / PROBE, ledger.content(PROBE)) if PROBE in ledger.records[0].files else None,
         files=files,
+    )
+
+
+def check_network(directory: str | PathLike[str], wiring: Wiring, graph: str, description: Description, groups: Mapping[str, int]) -> None:
+    """Check that a directory is of a network.
+
+    Args:
+        directory: for the message.
+        wiring: of the network.
+        graph: the hash of the network as its code makes it.
+        description: of the directory.
+        groups: group -> units that the network should have.
+
+    Raises:
+        StoreError: it is of another network.
+    """
+    here = {group.name: group.n_units for group in wiring.groups}
+    if groups == here and description.graph == graph:
+        return
+    found = f"groups {here}" if groups != here else f"the same groups in another graph ({graph[:12]}, not {description.graph[:12]})"
+    raise StoreError(
+        f"cannot load '{directory}': it was made with another network. Expected groups {dict(groups)}, found {found}. "
+        f"Pass the network that it was made with."
     )
 
 

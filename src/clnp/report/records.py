@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from clnp import rundir
 from clnp.errors import StoreError
+from clnp.files import read_bounded
 from clnp.parsing import parse_yaml
 from clnp.rundir import checked
 
@@ -212,13 +213,12 @@ def read_config(path: Path) -> dict[str, Any] | None:
 def _read_bytes(path: Path) -> bytes | None:
     """Return the content of a file, None when there is none."""
     try:
-        return path.read_bytes()
+        return read_bounded(path, rundir.MAX_EVENTS, path.parent)
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise StoreError(
-            f"cannot read the run file '{path}': expected a readable file, found {error.strerror}. Check its permissions."
-        ) from error
+    except (OSError, ValueError) as error:
+        found = getattr(error, "strerror", None) or error
+        raise StoreError(f"cannot read the run file '{path}': expected a readable file, found {found}. Check its permissions.") from error
 
 
 def _apply_(log: Log, event: dict[str, Any] | None) -> bool:

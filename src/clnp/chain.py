@@ -46,7 +46,7 @@ def read_log(file: Path, content: bytes, head: Head) -> tuple[list[Any], list[st
     if hashes[head.record] != head.sha256:
         raise damaged(file.with_name("HEAD"), f"its hash is not that of record {head.record}")
     if rest:  # nothing of a commit counts that was cut short
-        said.append(f"a commit was cut short; what it left beyond record {head.record} is left out")
+        said.append(f"a commit is under way or was cut short; what there is of it beyond record {head.record} is left out")
         del records[head.record + 1 :], hashes[head.record + 1 :]
     elif len(records) - 1 > head.record:
         said.append(f"a commit was cut short after its record was whole: taken over up to record {len(records) - 1}")

@@ -226,10 +226,10 @@ def check_files(ledger: Ledger) -> list[str]:
             number = TASK_FILE.match(file.name)
             known = number is not None and file == task_file(path, int(number[1]))
             if known and number is not None and int(number[1]) >= n_files:
-                said.append(f"'{TASKS}/{file.name}' is left of a commit that was cut short; it is not read")
+                said.append(f"'{TASKS}/{file.name}' belongs to a commit that is under way or was cut short; it is not read")
         if not known:
             raise DamageError(
-                f"cannot read '{path}': expected the files that were committed, found another: '{file.relative_to(path)}'. "
+                f"cannot read '{path}': expected the files that were committed, found another: {str(file.relative_to(path))!r}. "
                 f"Nothing reads it; move it elsewhere."
             )
     return said
@@ -280,8 +280,15 @@ def create(path: Path, contents: Mapping[str, bytes], line: bytes | None = None)
         line: the first record as a patch brings it; by default it is made here.
 
     Raises:
+        StoreError: the directory holds somebody's files.
         OSError: it cannot be written.
     """
+    files.make_directory(path)
+    for file in path.iterdir():
+        if file.name not in FILES and not file.name.startswith(".") and not file.name.endswith(files.TEMPORARY):
+            raise StoreError(
+                f"cannot save to '{path}': expected a new, an empty or a model directory, found {file.name!r}. Choose another."
+            )
     files.make_directory(path / TASKS)
     for name, content in contents.items():
         if name != MODEL:
@@ -318,6 +325,7 @@ def extend(
     path = ledger.path
     hashes = (*ledger.hashes, *map(digest, lines))
     whole = replace(ledger, records=(*ledger.records, *records), hashes=hashes, head=len(hashes) - 1)
+    files.make_directory(path / TASKS)
     for number, content in contents.items():
         files.write_atomic(task_file(path, number), content)
     if lines:

@@ -67,13 +67,15 @@ def replacing(path: Path, *, durable: bool = True) -> Generator[Path]:
         _sync(path.parent)
 
 
-def append(path: Path, data: bytes, *, at: int | None = None, durable: bool = True) -> None:
+def append(path: Path, data: bytes, *, at: int | None = None, again: bytes = b"", durable: bool = True) -> None:
     """Add to the end of a file, made if need be, and cut off what stands there beyond `at`.
 
     Args:
         path: of the file; its directory exists.
         data: what is added, in one piece.
         at: how long the file is as far as it counts; what a crash left beyond is cut off. None: all of it counts.
+        again: what stands directly before `at` and may not be on the disk: it is written once more. After an fsync that failed, the
+            system may hold pages to be written that are not, and a later fsync that succeeds does not write them.
         durable: see `write_atomic`.
 
     Raises:
@@ -87,8 +89,8 @@ def append(path: Path, data: bytes, *, at: int | None = None, durable: bool = Tr
         try:
             if start != size:
                 system.ftruncate(descriptor, start)
-            os.lseek(descriptor, start, os.SEEK_SET)
-            _write(descriptor, data)
+            os.lseek(descriptor, start - len(again), os.SEEK_SET)
+            _write(descriptor, again + data)
             if durable:
                 system.fsync(descriptor)
         except BaseException:

@@ -123,6 +123,20 @@ def make_directory(path: Path) -> None:
         _sync(folder.parent)
 
 
+def anchor(path: Path) -> None:
+    """Wait until the names that lead to a directory are on the disk.
+
+    It may have been made by hand, or by a process that was killed, or whose fsync failed, before they were. Directories above that are
+    not ours to open are left to whoever made them.
+
+    Raises:
+        OSError: the disk says that it cannot be done.
+    """
+    for folder in path.absolute().parents:
+        with contextlib.suppress(PermissionError):
+            _sync(folder)
+
+
 def confirm(*paths: Path) -> None:
     """Fsync files and directories that are there already: an earlier attempt may have failed between writing and fsync."""
     for path in paths:

@@ -290,6 +290,7 @@ def create(path: Path, contents: Mapping[str, bytes], line: bytes | None = None)
                 f"cannot save to '{path}': expected a new, an empty or a model directory, found {file.name!r}. Choose another."
             )
     files.make_directory(path / TASKS)
+    files.anchor(path)
     for name, content in contents.items():
         if name != MODEL:
             files.write_atomic(path / name, content)

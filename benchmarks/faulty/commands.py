@@ -11,6 +11,7 @@ import functools
 import io
 import json
 import mmap
+import os
 import random
 import signal
 import struct
@@ -148,7 +149,6 @@ def stopped_runs(stage: Stage, rng: random.Random, n: int | None) -> Iterator[Ca
 
 def _stopped(number: int, stops: list[tuple[signal.Signals, float]], whole: Files, steps: int) -> Case:
     counter = Counter()
-    codes: list[str] = []
 
     def command(root: Path) -> None:
         torch.set_num_threads(1)
@@ -163,13 +163,10 @@ def _stopped(number: int, stops: list[tuple[signal.Signals, float]], whole: File
             child = fork(functools.partial(command, root), quiet=root / "crash")
             time.sleep(delay)
             with contextlib.suppress(ProcessLookupError):
-                import os
-
                 os.kill(child, how)
             ended = wait(child)
             if how == signal.SIGTERM and ended not in (0, -signal.SIGTERM):
                 (root / "crash").write_text(f"SIGTERM ended it with {ended}")
-        del codes
 
     def judge(root: Path) -> Verdict:
         verdict = Verdict()

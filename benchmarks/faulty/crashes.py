@@ -203,16 +203,15 @@ def power_again(stage: Stage, rng: random.Random, n: int | None) -> Iterator[Cas
         j = rng.randrange(k if killed else 0, len(second.operations) + 1)
         label = f"{scenario.name}, {'killed' if killed else 'power lost'} after operation {k}, then power lost after operation {j}"
         mode = rng.choice(["none", "any"])
-        case = power_case(scenario, second, j, rng, mode, label)
+        later = power_case(scenario, second, j, rng, mode, label)
         sure = max([op[1] for op in first.operations[:k] if op[0] == "acknowledge"], default=0)
-        _, later = case.label, case
 
         def prepare(root: Path, later: Case = later, sure: int = sure, scenario: Scenario = scenario) -> None:
             if sure:
                 acknowledge(root, sure, scenario.states[sure] or ())
             later.prepare(root)
 
-        yield Case(label, prepare, case.judge)
+        yield Case(label, prepare, later.judge)
 
 
 def replay(scenario: Scenario, first: Recorder, k: int) -> Recorder:
@@ -308,20 +307,18 @@ def failing_case(scenario: Scenario, what: str, make: Callable[[], Saboteur]) ->
 
 def failing_fsync(stage: Stage, rng: random.Random, n: int | None) -> Iterator[Case]:
     """fsync fails, alone or with what would clean up; the same process tries again and succeeds; then the power fails."""
-    cases: list[tuple[Scenario, Recorder, str]] = []
+    wanted: list[tuple[Scenario, int, tuple[str, ...]]] = []
     for scenario in walk(stage):
-        n_syncs = dry_run(scenario)[0].count("fsync")
-        for at in range(1, n_syncs + 1):
-            for more in ((), ("ftruncate",), ("unlink",), ("ftruncate", "unlink")):
-                failing = _Fsync(at, more)
-                recorder = record(scenario, scenario.prepare, failing, times=3)
-                cases.append((scenario, recorder, f"fsync {at} fails" + "".join(f", {name} too" for name in more)))
-    made: list[Case] = []
-    for scenario, recorder, what in cases:
-        whole = len(recorder.operations)
+        for at in range(1, dry_run(scenario)[0].count("fsync") + 1):
+            wanted += [(scenario, at, more) for more in ((), ("ftruncate",), ("unlink",), ("ftruncate", "unlink"))]
+    if n is not None:
+        rng.shuffle(wanted)
+        del wanted[n // 4 + 1 :]
+    for scenario, at, more in wanted:
+        recorder = record(scenario, scenario.prepare, _Fsync(at, more), times=3)
+        whole, what = len(recorder.operations), f"fsync {at} fails" + "".join(f", {name} too" for name in more)
         for k, mode in ((whole, "none"), (whole, "any"), (whole, "any"), (rng.randrange(whole + 1), "any")):
-            made.append(power_case(scenario, recorder, k, rng, mode, f"{scenario.name}, {what}, power lost after operation {k} ({mode})"))
-    yield from some(rng, made, n)
+            yield power_case(scenario, recorder, k, rng, mode, f"{scenario.name}, {what}, power lost after operation {k} ({mode})")
 
 
 class _Fsync(Failer):

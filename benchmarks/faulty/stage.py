@@ -30,7 +30,7 @@ from clnp.entries import digest
 from faulty.board import Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from os import PathLike
 
 Files = dict[str, bytes]
@@ -85,8 +85,10 @@ def load(directory: str | PathLike[str]) -> clnp.Learner:
     return Prepared.load(directory, nn.Identity())
 
 
-def state_of(learner: clnp.Learner) -> State:
+def state_of(learner: Step) -> State:
     """Return what a learner's predictors answer."""
+    if isinstance(learner, Command):
+        return learner.state
     return tuple((name, answer(learner, name)) for name in learner.tasks)
 
 
@@ -122,6 +124,27 @@ def lay(directory: Path, content: Mapping[str, bytes] | None) -> None:
 
 
 @dataclass(frozen=True)
+class Command:
+    """A commit that is no learner's: a patch that is applied, a task that is undone on the disk."""
+
+    do: Callable[[Path], object]
+    state: State
+    done: str
+    """What the message says where there is nothing left to do."""
+
+    def save(self, directory: str | PathLike[str]) -> None:
+        """Commit, unless that was done before."""
+        try:
+            self.do(Path(directory))
+        except clnp.ClnpError as error:
+            if self.done not in str(error):
+                raise
+
+
+Step = clnp.Learner | Command
+
+
+@dataclass(frozen=True)
 class Scenario:
     """Commits that a fault may hit.
 
@@ -134,12 +157,12 @@ class Scenario:
 
     name: str
     base: Files | None
-    steps: tuple[tuple[clnp.Learner, int], ...]
+    steps: tuple[tuple[Step, int], ...]
     states: tuple[State | None, ...]
 
     @property
-    def last(self) -> clnp.Learner:
-        """The learner as it is after all."""
+    def last(self) -> Step:
+        """What is saved last."""
         return self.steps[-1][0]
 
     def prepare(self, root: Path) -> None:
@@ -324,6 +347,26 @@ def _scenarios(stage: Stage, scratch: Path) -> list[Scenario]:
         Scenario("purge and learn", stage.bases[3], ((again, 2),), (three, two, state_of(again))),
         Scenario("widen and learn", stage.bases[2], ((wider, 1),), (two, state_of(wider))),
         Scenario("upgrade and learn", stage.legacy[2], ((grown, 1),), (two, state_of(grown))),
+        *_on_disk(stage, scratch),
+    ]
+
+
+def _on_disk(stage: Stage, scratch: Path) -> list[Scenario]:
+    """Return the commits that need no learner: patches, and undo."""
+    try:
+        from clnp.patches import apply_patch, make_patch
+        from clnp.undoing import undo
+    except ImportError:  # an older version
+        return []
+    empty, one, two, three, four = stage.states
+    whole, part = make_patch(scratch / "2"), make_patch(scratch / "4", "two")
+    purged = clone(stage.learners[3])
+    purged.undo("three", purge=True)
+    return [
+        Scenario("begin with a patch", None, ((Command(lambda path: apply_patch(path, whole), two, "never"), 3),), (None, empty, one, two)),
+        Scenario("apply a patch", stage.bases[2], ((Command(lambda path: apply_patch(path, part), four, "never"), 2),), (two, three, four)),
+        Scenario("undo on disk", stage.bases[3], ((Command(lambda path: undo(path, "three"), two, "no task 'three'"), 1),), (three, two)),
+        Scenario("purge on disk", stage.bases[3], ((Command(lambda path: undo(path, "three", purge=True), two, "no task 'three'"), 1),), (three, two)),
     ]
 
 

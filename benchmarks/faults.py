@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch
 
 import clnp
-from faulty import commands, crashes, damage, learning, sharing
+from faulty import commands, crashes, damage, learning, sharing, syscalls
 from faulty.board import Row, markdown, rule_of_three, table, total
 from faulty.processes import play
 from faulty.stage import prepare
@@ -66,6 +66,7 @@ CLASSES: dict[str, FaultClass] = {
     "kill-training": FaultClass("SIGKILL at random moments of training", crashes.killed_training, 6),
     "kill-commit": FaultClass("SIGKILL at random moments of a commit", crashes.killed_commit, 45),
     "kill-call": FaultClass("SIGKILL before every call of a commit and in every write, also twice", crashes.killed_call, 60),
+    "kill-syscall": FaultClass("SIGKILL at real system calls of a commit, by strace", syscalls.killed_syscall, 12),
     "power-loss": FaultClass("power loss: fsynced prefixes and random subsets of the rest survive", crashes.power, 120),
     "power-loss-again": FaultClass("power loss while another process goes on after a kill or a power loss", crashes.power_again, 45),
     "failing-calls": FaultClass("ENOSPC, EIO, EROFS, EMFILE at every call of a commit, once or ever after", crashes.failing_calls, 40),

@@ -90,7 +90,7 @@ def killed_training(stage: Stage, rng: random.Random, n: int | None) -> Iterator
             verdict.blame("person", "the same program ends with something else")
         return verdict
 
-    for number in range(300 if n is None else n):
+    for number in range(150 if n is None else n):
         delay = rng.uniform(0, 0.35)
         yield Case(f"training {number}, killed after {delay:.3f} s", lambda _: None, judge, program, delay)
 

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch
 
 import clnp
-from faulty import commands, crashes, damage, learning, sharing, syscalls
+from faulty import commands, crashes, damage, exhaustion, learning, malice, naming, places, runs, sharing, syscalls
 from faulty.board import Row, markdown, rule_of_three, table, total
 from faulty.processes import play
 from faulty.stage import prepare
@@ -71,22 +71,24 @@ CLASSES: dict[str, FaultClass] = {
     "power-loss-again": FaultClass("power loss while another process goes on after a kill or a power loss", crashes.power_again, 45),
     "failing-calls": FaultClass("ENOSPC, EIO, EROFS, EMFILE at every call of a commit, once or ever after", crashes.failing_calls, 40),
     "failing-fsync": FaultClass("failing fsync, then success, then power loss", crashes.failing_fsync, 40),
-    "limits": FaultClass("the kernel's own limits: file size, open files", crashes.limits, 24),
-    "memory": FaultClass("memory errors in learning and in commits", crashes.memory, 16),
+    "limits": FaultClass("the kernel's own limits: file size, open files", exhaustion.limits, 24),
+    "memory": FaultClass("memory errors in learning and in commits", exhaustion.memory, 16),
     "bit-flips": FaultClass("one flipped bit anywhere in any file", damage.bit_flips, 120),
     "truncations": FaultClass("files cut, filled with zeros or noise, or too long", damage.truncations, 60),
     "exchanged": FaultClass("swapped, missing, extra, replayed, old and foreign files, links, pipes", damage.exchanged, 60),
-    "hostile": FaultClass("malicious pickles, zip and header bombs, deep JSON, YAML aliases in the place of every file", damage.hostile, 50),
+    "hostile": FaultClass(
+        "malicious pickles, zip and header bombs, deep JSON, YAML aliases in the place of every file", malice.hostile, 50
+    ),
     "commits-on-damage": FaultClass("commits to a directory that was damaged", damage.commits_on_damage, 30),
     "examples": FaultClass("NaN, inf, bad labels, shapes, dtypes; empty, single-class, single-example tasks", learning.examples, 24),
-    "names": FaultClass("duplicate, unknown, unprintable names; path traversal and markup", learning.names, 20),
+    "names": FaultClass("duplicate, unknown, unprintable names; path traversal and markup", naming.names, 20),
     "data-files": FaultClass("NPZ, PNG, CSV, IDX and gzip files that are bombs, malicious or damaged", learning.data_files, 30),
     "writers": FaultClass("2 to 8 concurrent writers, readers during writes, one of them killed", sharing.writers, 6),
     "locks": FaultClass("stale, foreign and sleeping locks", sharing.locks, 12),
-    "places": FaultClass("spaces, unicode and worse in paths; read-only homes and directories", sharing.places, 30),
-    "versions": FaultClass("version skew: older formats, newer formats, unknown fields and records", sharing.versions, 60),
-    "stopped-runs": FaultClass("`clnp run` stopped by SIGKILL, SIGTERM, Ctrl-C, and continued by the same command", commands.stopped_runs, 4),
-    "damaged-runs": FaultClass("every command on a run with one damaged file", commands.damaged_runs, 12),
+    "places": FaultClass("spaces, unicode and worse in paths; read-only homes and directories", places.places, 30),
+    "versions": FaultClass("version skew: older formats, newer formats, unknown fields and records", places.versions, 60),
+    "stopped-runs": FaultClass("`clnp run` stopped by SIGKILL, SIGTERM, Ctrl-C, and continued by the same command", runs.stopped_runs, 4),
+    "damaged-runs": FaultClass("every command on a run with one damaged file", runs.damaged_runs, 12),
     "receipts": FaultClass("rollback, exchange and forgery of whole directories against kept receipts", commands.receipts, 16),
     "patches": FaultClass("damaged, replayed, foreign patches; undo of what is gone", commands.patches, 30),
     "misuse": FaultClass("commands that cannot be understood, bad configurations, names that are markup", commands.misuse, 24),
@@ -112,13 +114,13 @@ def inject(
     """Inject the faults of some classes and count."""
     gc.collect()
     gc.freeze()  # children that collect garbage would copy every page
-    memory = Path("/dev/shm")  # noqa: S108  # fsync costs nothing there, and what it promises is simulated
+    memory = Path("/dev/shm")  # fsync costs nothing there, and what it promises is simulated
     scratch = Path(tempfile.mkdtemp(prefix="clnp-faults-", dir=memory if os.access(memory, os.W_OK) else None))
     rows: list[Row] = []
     try:
         for name in names:
             row = Row(name, CLASSES[name].what)
-            rng = random.Random(f"{seed} {name}")  # noqa: S311  # the same faults again, for whoever looks for one
+            rng = random.Random(f"{seed} {name}")  # the same faults again, for whoever looks for one
             play(row, CLASSES[name].cases(stage, rng, limit(CLASSES[name])), scratch)
             rows.append(row)
             counts = ", ".join(f"{n} {column}" for column, n in row.counts.items() if n) or "nothing"

@@ -123,7 +123,10 @@ def table(rows: list[Row]) -> str:
     """Return the aligned table."""
     lines = [HEADER, *map(cells, rows), cells(total(rows))]
     widths = [max(len(line[place]) for line in lines) for place in range(len(HEADER))]
-    aligned = ["  ".join(f"{cell:<{w}}" if not n else f"{cell:>{w}}" for n, (cell, w) in enumerate(zip(line, widths, strict=True))) for line in lines]
+    aligned = [
+        "  ".join(f"{cell:<{w}}" if not n else f"{cell:>{w}}" for n, (cell, w) in enumerate(zip(line, widths, strict=True)))
+        for line in lines
+    ]
     return "\n".join([*aligned[:1], "-" * len(aligned[0]), *aligned[1:-1], "-" * len(aligned[0]), aligned[-1]])
 
 

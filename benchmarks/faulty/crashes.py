@@ -5,45 +5,21 @@ from __future__ import annotations
 import errno
 import functools
 import os
-import random
-import resource
-import signal
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch.overrides import TorchFunctionMode
-
 import clnp
 from faulty.board import Verdict
 from faulty.disk import Recorder, materialise, survivors
-from faulty.processes import Case
-from faulty.saboteur import Exhausted, Failer, Killer, Saboteur, install, installed
-from faulty.stage import (
-    MODEL,
-    NAMES,
-    Scenario,
-    Stage,
-    acknowledge,
-    acknowledged,
-    check_message,
-    clone,
-    compare,
-    finish,
-    judge_commits,
-    lay,
-    learn,
-    load,
-    look,
-    said,
-    say,
-    state_of,
-    walk,
-)
+from faulty.oracle import compare, judge_commits, look, walk
+from faulty.processes import Case, some
+from faulty.saboteur import Failer, Killer, Saboteur, install, installed
+from faulty.stage import MODEL, NAMES, Scenario, Stage, acknowledge, acknowledged, clone, learn, load, said, state_of
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Callable, Iterator
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EMFILE)
@@ -84,7 +60,7 @@ def killed_training(stage: Stage, rng: random.Random, n: int | None) -> Iterator
         compare(verdict, look(root / MODEL), [None, stage.states[0], *states[1:]] if not sure else states, sure)
         try:
             program(root)
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is judged
+        except Exception as error:  # whatever it is, it is judged
             verdict.blame("person", f"the same program fails: {error}")
         if look(root / MODEL) != final:
             verdict.blame("person", "the same program ends with something else")
@@ -132,13 +108,6 @@ def killed_call(stage: Stage, rng: random.Random, n: int | None) -> Iterator[Cas
         for _ in range(60):
             add(scenario, rng.randrange(1, len(names) + 1), rng.random() < 0.5, rng.randrange(1, len(names) + 1))
     yield from some(rng, cases, n)
-
-
-def some(rng: random.Random, cases: list[Case], n: int | None) -> list[Case]:
-    """Return all of them, or n of them in their order."""
-    if n is None or n >= len(cases):
-        return cases
-    return [cases[place] for place in sorted(rng.sample(range(len(cases)), n))]
 
 
 # ---- out of power
@@ -306,7 +275,7 @@ def failing_case(scenario: Scenario, what: str, make: Callable[[], Saboteur]) ->
 
 
 def failing_fsync(stage: Stage, rng: random.Random, n: int | None) -> Iterator[Case]:
-    """fsync fails, alone or with what would clean up; the same process tries again and succeeds; then the power fails."""
+    """Let fsync fail, alone or with what would clean up; the same process tries again and succeeds; then the power fails."""
     wanted: list[tuple[Scenario, int, tuple[str, ...]]] = []
     for scenario in walk(stage):
         for at in range(1, dry_run(scenario)[0].count("fsync") + 1):
@@ -340,102 +309,3 @@ class _Fsync(Failer):
         except OSError:
             self.due = True
             raise
-
-
-def limits(stage: Stage, rng: random.Random, n: int | None) -> Iterator[Case]:
-    """The kernel itself refuses: no file may grow beyond a limit (EFBIG, after a short write), or no more files may be open (EMFILE)."""
-    for number in range(300 if n is None else n):
-        scenario = stage.scenarios[rng.randrange(len(stage.scenarios))]
-        if number % 3:
-            size = rng.randrange(0, 6000)
-            kind, limit, what = resource.RLIMIT_FSIZE, size, f"files of at most {size} bytes"
-        else:
-            kind, limit, what = resource.RLIMIT_NOFILE, number // 3 % 12, f"only {number // 3 % 12} more open files"
-
-        def act(root: Path, scenario: Scenario = scenario, kind: int = kind, limit: int = limit) -> None:
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            more = 1 + max(int(name) for name in os.listdir("/proc/self/fd")) if kind == resource.RLIMIT_NOFILE else 0
-            before = resource.getrlimit(kind)
-            errors: list[BaseException] = []
-            for learner, index in scenario.steps:
-                resource.setrlimit(kind, (limit + more, before[1]))
-                try:
-                    learner.save(root / MODEL)
-                except BaseException as error:  # noqa: BLE001  # it is judged
-                    errors.append(error)
-                finally:
-                    resource.setrlimit(kind, before)
-                if errors:
-                    say(root, errors[0])
-                    return
-                acknowledge(root, index, state_of(learner))
-
-        yield Case(f"{scenario.name}, {what}", scenario.prepare, functools.partial(judge_commits, scenario), act)
-
-
-# ---- out of memory
-
-
-class _Exhausted(TorchFunctionMode):
-    """Raises at the Nth operation of torch, as the allocator does."""
-
-    def __init__(self, at: int, error: type[BaseException]) -> None:
-        super().__init__()
-        self.at, self.error, self.n = at, error, 0
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: PLW3201
-        self.n += 1
-        if self.n == self.at:
-            raise self.error("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
-        return func(*args, **(kwargs or {}))
-
-
-def memory(stage: Stage, rng: random.Random, n: int | None) -> Iterator[Case]:
-    """Memory runs out at a random operation of learning, or at any call of a commit; the same learner goes on."""
-    for number in range(400 if n is None else n):
-        if number % 2:
-            scenario = stage.scenarios[number // 2 % len(stage.scenarios)]
-            at = rng.randrange(1, len(dry_run(scenario)[0]) + 1)
-            yield _memory_commit(scenario, at)
-        else:
-            yield _memory_learning(stage, rng.randrange(1, 1500), rng.choice([MemoryError, RuntimeError]))
-
-
-def _memory_commit(scenario: Scenario, at: int) -> Case:
-    def act(root: Path) -> None:
-        with installed(Exhausted(at)):
-            for learner, index in scenario.steps:
-                try:
-                    learner.save(root / MODEL)
-                except MemoryError:
-                    return  # as clear as it can be
-                acknowledge(root, index, state_of(learner))
-
-    return Case(f"{scenario.name}, no memory at call {at}", scenario.prepare, functools.partial(judge_commits, scenario), act)
-
-
-def _memory_learning(stage: Stage, at: int, kind: type[BaseException]) -> Case:
-    def judge(root: Path) -> Verdict:
-        verdict = Verdict()
-        learner = clone(stage.learners[2])
-        try:
-            with _Exhausted(at, kind):
-                learn(learner, "three")
-        except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, kind) and not isinstance(error, clnp.ClnpError):
-                verdict.blame("unclear", repr(error)[:200])
-        except clnp.ClnpError as error:
-            check_message(verdict, (type(error).__name__, True, str(error)))
-        else:
-            learner = clone(stage.learners[2])  # it was over before
-        if state_of(learner) != stage.states[2]:
-            verdict.blame("drift", "the learner is not what it was")
-        learn(learner, "three")
-        learner.save(root / MODEL)
-        if look(root / MODEL) != stage.states[3]:
-            verdict.blame("wrong", "it learned something else afterwards")
-        return verdict
-
-    return Case(f"no memory at operation {at} of learning ({kind.__name__})", lambda root: lay(root / MODEL, stage.bases[2]), judge)
-
-

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from faulty.saboteur import Saboteur
@@ -18,6 +17,7 @@ from faulty.saboteur import Saboteur
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable
+    from pathlib import Path
 
 SECTOR = 512
 Operation = tuple[Any, ...]
@@ -71,7 +71,7 @@ class Recorder(Saboteur):
             if name == "fsync" and os.path.isfile(f"/proc/self/fd/{arguments[0]}"):
                 self.operations.append(("failed", self.files[self._of(arguments[0])]))
             raise
-        return getattr(self, f"_{name}", lambda *a, **k: getattr(os, name)(*a, **k))(*arguments, **more)
+        return getattr(self, f"_{name}", getattr(os, name))(*arguments, **more)
 
     def _open(self, path: Any, flags: int, *rest: Any, **more: Any) -> int:
         writes = flags & (os.O_WRONLY | os.O_RDWR)

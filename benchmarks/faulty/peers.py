@@ -81,9 +81,9 @@ def avalanche() -> Peer | str:
         for name in ("nms", "qnms"):  # torchvision describes operators that it lacks where it is built for another torch
             torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     try:
-        from avalanche.training.checkpoint import maybe_load_checkpoint, save_checkpoint  # pyright: ignore[reportMissingImports]
+        from avalanche.checkpointing import maybe_load_checkpoint, save_checkpoint  # pyright: ignore[reportMissingImports]
         from avalanche.training.supervised import Naive  # pyright: ignore[reportMissingImports]
-    except Exception as error:  # noqa: BLE001  # absent, or something that it needs is
+    except Exception as error:  # absent, or something that it needs is
         return f"{type(error).__name__}: {error}"
 
     def strategy(n: int) -> Any:
@@ -111,7 +111,7 @@ def judge(peer: Peer, sure: int, later: int, crash: bool, root: Path) -> Verdict
     known = {fingerprint(tensors(n)): n for n in range(1, later + 1)}
     try:
         found = peer.load(path)
-    except BaseException as error:  # noqa: BLE001  # whatever it is, it is counted
+    except BaseException as error:  # whatever it is, it is counted
         if FILE not in str(error) or "\n" in str(error).strip():
             verdict.blame("unclear", f"{type(error).__name__}: {str(error)[:150]}")
         if crash and sure:
@@ -122,7 +122,9 @@ def judge(peer: Peer, sure: int, later: int, crash: bool, root: Path) -> Verdict
     if n is None:
         verdict.blame("wrong", "it is read as something else")
         old = tensors(sure)
-        verdict.blame("drift", "old tasks answer otherwise", int(any(not torch.equal(found[name], old[name]) for name in old if name in found)))
+        verdict.blame(
+            "drift", "old tasks answer otherwise", int(any(not torch.equal(found[name], old[name]) for name in old if name in found))
+        )
     elif n < sure:
         verdict.blame("lost", f"{n} of {sure} tasks are there", sure - n)
     return verdict
@@ -149,7 +151,7 @@ def commit(peer: Peer, root: Path) -> None:
     """Save the third task, and acknowledge."""
     try:
         peer.save(LATER, root / FILE)
-    except BaseException:  # noqa: BLE001  # it is told, and nothing is acknowledged
+    except BaseException:  # it is told, and nothing is acknowledged
         return
     (root / "acknowledged").touch()
 
@@ -258,15 +260,14 @@ FAULTS: dict[str, tuple[str, Callable[[Peer, random.Random, int | None], Iterato
 def compete(seed: int, n: int | None) -> dict[str, list[Row]]:
     """Inject the faults that apply into every peer that is installed."""
     found: dict[str, list[Row]] = {}
-    scratch = Path(tempfile.mkdtemp(prefix="clnp-peers-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))  # noqa: S108
+    scratch = Path(tempfile.mkdtemp(prefix="clnp-peers-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
     for peer in (torch_save(), safetensors_alone(), avalanche()):
         if isinstance(peer, str):
             print(f"avalanche is skipped, it cannot be imported: {peer}")
             continue
         peer.save(1, scratch / "warm")
         found[peer.name] = [
-            play(Row(name, what), cases(peer, random.Random(f"{seed} {name}"), n), scratch)  # noqa: S311
-            for name, (what, cases) in FAULTS.items()
+            play(Row(name, what), cases(peer, random.Random(f"{seed} {name}"), n), scratch) for name, (what, cases) in FAULTS.items()
         ]
     shutil.rmtree(scratch)
     return found

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
 import sys
 import time
 import traceback
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from faulty.board import Row, Verdict
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Callable, Iterable
+    from pathlib import Path
 
 PATIENCE = 60
 """Seconds that a process may take: what hangs is killed, and counted as a state that needs a person."""
@@ -64,7 +64,7 @@ def fork(act: Callable[[], None], *, seconds: int = PATIENCE, quiet: Path | None
         signal.alarm(seconds)  # kills, for nobody handles it
         act()
         code = 0
-    except BaseException:  # noqa: BLE001  # a child must never run on as its parent
+    except BaseException:  # a child must never run on as its parent
         text = traceback.format_exc()
         if quiet is None:
             sys.stderr.write(text)
@@ -129,7 +129,7 @@ def judged(case: Case, root: Path) -> Verdict:
     """Judge one case; what the judge itself cannot cope with counts against the class."""
     try:
         verdict = case.judge(root)
-    except Exception:  # noqa: BLE001  # everything is told
+    except Exception:  # everything is told
         verdict = Verdict()
         verdict.blame("unclear", "the judge failed: " + " | ".join(traceback.format_exc().strip().splitlines()[-3:]))
     crash = root / "crash"
@@ -162,8 +162,8 @@ def play(row: Row, cases: Iterable[Case], scratch: Path, *, batch: int = BATCH) 
     return row
 
 
-def sample(rng: random.Random, things: list[Case], n: int | None) -> list[Case]:
+def some(rng: random.Random, cases: list[Case], n: int | None) -> list[Case]:
     """Return all of them, or n of them in their order."""
-    if n is None or n >= len(things):
-        return things
-    return [things[place] for place in sorted(rng.sample(range(len(things)), n))]
+    if n is None or n >= len(cases):
+        return cases
+    return [cases[place] for place in sorted(rng.sample(range(len(cases)), n))]

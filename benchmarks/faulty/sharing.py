@@ -6,44 +6,23 @@ import fcntl
 import functools
 import json
 import os
-import random
 import signal
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import clnp
 from clnp import store
-from clnp.entries import digest
 from faulty.board import Verdict
-from faulty.crashes import dry_run, some
-from faulty.damage import judge_damage
-from faulty.processes import Case, fork, wait
+from faulty.crashes import dry_run
+from faulty.oracle import Problem, check_message, compare, finish, judge_commits, look
+from faulty.processes import Case, fork, some, wait
 from faulty.saboteur import Killer, install
-from faulty.stage import (
-    MODEL,
-    Problem,
-    Stage,
-    acknowledge,
-    check_message,
-    clone,
-    compare,
-    finish,
-    judge_commits,
-    lay,
-    load,
-    look,
-    said,
-    say,
-    state_of,
-)
+from faulty.stage import MODEL, Stage, acknowledge, clone, load, said, say, state_of
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Callable, Iterator
-
-    from faulty.stage import Files
-
-NOBODY = 65534
+    from pathlib import Path
 
 
 # ---- several writers, readers
@@ -61,13 +40,13 @@ def _together(stage: Stage, count: int, kind: str, victim: float | None, readers
     def write(root: Path, number: int) -> None:
         rival = number % 2 and kind == "rivals"
         learners = stage.learners[1:4] if kind == "in turn" else [stage.learners[3]]
+        if rival:
+            learners = [clone(learners[-1])]
+            learners[0].seed = 5  # another learner
         for learner in learners:
-            if rival:
-                learner = clone(learner)  # noqa: PLW2901  # a rival is another learner
-                learner.seed = 5
             try:
                 learner.save(root / MODEL)
-            except BaseException as error:  # noqa: BLE001  # it is judged
+            except BaseException as error:  # it is judged
                 say(root, error)
                 continue
             if not rival:
@@ -80,7 +59,7 @@ def _together(stage: Stage, count: int, kind: str, victim: float | None, readers
         for _ in range(6):
             found = look(root / MODEL)
             if isinstance(found, Problem):
-                if newest or "no model.json" not in found.message and "no such directory" not in found.message:
+                if newest or ("no model.json" not in found.message and "no such directory" not in found.message):
                     raise AssertionError(found)
                 continue
             if found not in stage.states or stage.states.index(found) < newest:
@@ -126,7 +105,13 @@ def locks(stage: Stage, rng: random.Random, n: int | None) -> Iterator[Case]:
     scenario = stage.scenarios[1]
     cases: list[Case] = []
     for holder in (b"", b"999999999", b"1", b"-1", b"0", b"x" * 10_000, bytes(100), b"\xff", str(os.getpid()).encode(), "\u0661".encode()):
-        cases.append(_lock_case(stage, f"a stale lock of {holder[:12]!r}", lambda directory, holder=holder: [(directory / ".lock").touch(), (directory / ".lock.pid").write_bytes(holder)] and None))
+        cases.append(
+            _lock_case(
+                stage,
+                f"a stale lock of {holder[:12]!r}",
+                lambda directory, holder=holder: [(directory / ".lock").touch(), (directory / ".lock.pid").write_bytes(holder)] and None,
+            )
+        )
     cases.append(_lock_case(stage, "a lock that says something", lambda directory: (directory / ".lock").write_bytes(b"garbage")))
     cases.append(_lock_case(stage, "a directory for a process id", lambda directory: (directory / ".lock.pid").mkdir()))
     cases.append(_lock_case(stage, "a link for a lock", lambda directory: (directory / ".lock").symlink_to("nowhere"), refused=True))
@@ -141,7 +126,9 @@ def locks(stage: Stage, rng: random.Random, n: int | None) -> Iterator[Case]:
             wait(child)
             scenario.commit(root)
 
-        cases.append(Case(f"the holder is killed at call {at}, another one waits", scenario.prepare, functools.partial(judge_commits, scenario), act))
+        cases.append(
+            Case(f"the holder is killed at call {at}, another one waits", scenario.prepare, functools.partial(judge_commits, scenario), act)
+        )
     yield from some(rng, cases, n)
 
 
@@ -159,7 +146,7 @@ def _lock_case(stage: Stage, label: str, change: Callable[[Path], object], *, re
         if refused:
             try:
                 stage.learners[3].save(root / MODEL)
-            except Exception as error:  # noqa: BLE001  # it is judged
+            except Exception as error:  # it is judged
                 check_message(verdict, (type(error).__name__, isinstance(error, clnp.ClnpError), str(error)), MODEL)
                 lock = root / MODEL / ".lock"  # a message that names the directory is all that can be said of a lock that is none
                 lock.rmdir() if lock.is_dir() else lock.unlink()
@@ -192,189 +179,3 @@ def _asleep(stage: Stage) -> Case:
         return verdict
 
     return Case("the holder of the lock sleeps", scenario.prepare, judge)
-
-
-# ---- odd places
-
-
-ODD = (
-    "with space", " ", "ünïcödé 任务 🦆", "e\u0301", "quote'\"", "new\nline", "tab\t", "-rf", "--out", "$(touch canary)", "`x`", "a;b", "%s", "*", "?", "[x]", "{a,b}",
-    "~", "#", "&", "\\", "\x1b[31m", "CON", "a" * 255, "/".join(["d" * 200] * 12), "...", "model.json", "HEAD", "\udcff\udcfe",
-)  # fmt: skip
-
-
-def places(stage: Stage, rng: random.Random, n: int | None) -> Iterator[Case]:
-    """Paths with spaces, unicode and worse; a read-only home; a read-only directory; a file where a directory should be."""
-    cases = [_odd(stage, name, relative) for name in ODD for relative in (False, True)]
-    cases += [_long(stage), _file_in_the_way(stage, ""), _file_in_the_way(stage, "below"), _nothing(stage)]
-    if os.geteuid() == 0:
-        cases += [_unwritable(stage, what) for what in ("directory", "tasks", "file", "home", "parent")]
-    yield from some(rng, cases, n)
-
-
-def _odd(stage: Stage, name: str, relative: bool) -> Case:
-    def judge(root: Path) -> Verdict:
-        verdict = Verdict()
-        os.chdir(root)
-        directory = Path(name) / MODEL if relative else root / name / MODEL
-        stage.learners[2].save(directory)
-        compare(verdict, look(directory), stage.states, 2)
-        (directory / "tasks" / "000.safetensors").write_bytes(b"x" * len(stage.bases[2]["tasks/000.safetensors"]))
-        found = look(directory)
-        if not isinstance(found, Problem):
-            verdict.blame("wrong", "damage is not noticed")
-        else:
-            check_message(verdict, found, "000.safetensors")
-        (directory / "tasks" / "000.safetensors").write_bytes(stage.bases[2]["tasks/000.safetensors"])
-        stage.learners[3].save(directory)
-        compare(verdict, look(directory), stage.states, 3)
-        if (root / "canary").exists():
-            verdict.blame("wrong", "a name was run")
-        os.chdir("/")
-        return verdict
-
-    return Case(f"a directory named {name[:30]!r}{', relative' if relative else ''}", lambda _: None, judge)
-
-
-def _refused(stage: Stage, label: str, prepare: Callable[[Path], object], where: str) -> Case:
-    def judge(root: Path) -> Verdict:
-        verdict = Verdict()
-        for act in (lambda: stage.learners[2].save(root / where), lambda: load(root / where)):
-            try:
-                act()
-            except Exception as error:  # noqa: BLE001  # it is judged
-                check_message(verdict, (type(error).__name__, isinstance(error, clnp.ClnpError), str(error)), where[:50])
-            else:
-                verdict.blame("wrong", "it is not refused")
-        return verdict
-
-    return Case(label, lambda root: prepare(root) and None, judge)
-
-
-def _long(stage: Stage) -> Case:
-    return _refused(stage, "a name that is too long", lambda _: None, "x" * 300)
-
-
-def _file_in_the_way(stage: Stage, below: str) -> Case:
-    return _refused(stage, f"a file where the directory {'above it ' if below else ''}should be", lambda root: (root / "file").write_text("mine"), f"file/{below}".rstrip("/"))
-
-
-def _nothing(stage: Stage) -> Case:
-    return _refused(stage, "a link to nothing where the directory should be", lambda root: (root / "link").symlink_to("/nowhere/at/all"), "link") if os.geteuid() else _file_in_the_way(stage, "deep/er")
-
-
-def _unwritable(stage: Stage, what: str) -> Case:
-    """Return the case of a user who may not write: reading works, writing is refused, and nothing is changed."""
-
-    def prepare(root: Path) -> None:
-        lay(root / MODEL, stage.bases[2])
-        (root / "home").mkdir()
-        for path in (root, *root.rglob("*")):
-            path.chmod(0o777 if path.is_dir() else 0o666)
-        locked = {"directory": [root / MODEL], "tasks": [root / MODEL / "tasks"], "file": [path for path in (root / MODEL).rglob("*") if path.is_file()], "home": [root / "home"], "parent": [root]}[what]
-        for path in locked:
-            path.chmod(0o555 if path.is_dir() else 0o444)
-        root.parent.chmod(0o755)
-
-    def act(root: Path) -> None:
-        os.environ["HOME"] = str(root / "home")
-        os.chdir(root / "home")
-        os.setuid(NOBODY)
-        verdict = Verdict()
-        compare(verdict, look(root / MODEL), stage.states, 2)
-        target = root / "new" if what == "parent" else root / MODEL
-        try:
-            stage.learners[3].save(target)
-        except Exception as error:  # noqa: BLE001  # it is judged
-            check_message(verdict, (type(error).__name__, isinstance(error, clnp.ClnpError), str(error)), str(target))
-            if what == "home":
-                verdict.blame("person", f"a read-only home: {error}")
-        else:
-            if what not in ("home",) and what != "file":
-                verdict.blame("wrong", "it is not refused")
-        if verdict.notes:
-            raise AssertionError(str(verdict.notes))
-
-    def judge(root: Path) -> Verdict:
-        verdict = Verdict()
-        for path in (root, *root.rglob("*")):
-            path.chmod(0o777 if path.is_dir() else 0o666)
-        compare(verdict, look(root / MODEL), stage.states, 2)
-        stage.learners[3].save(root / MODEL)
-        compare(verdict, look(root / MODEL), stage.states, 3)
-        return verdict
-
-    return Case(f"a user who may not write: {what}", prepare, judge, act)
-
-
-# ---- other versions
-
-
-def versions(stage: Stage, rng: random.Random, n: int | None) -> Iterator[Case]:
-    """Directories of older and newer formats, with fields, records and kinds of records that this version does not know."""
-    cases: list[Case] = []
-    for version, whole in stage.legacy.items():
-        cases.append(Case(f"format {version}", lambda root, whole=whole: lay(root / MODEL, whole), functools.partial(judge_damage, whole, stage.states[2])))
-        names = [name for name, content in whole.items() if content]
-        for _ in range(60):
-            name = rng.choice(names)
-            content = bytearray(whole[name])
-            bit = rng.randrange(8 * len(content))
-            content[bit // 8] ^= 1 << bit % 8
-            if name == "model.json" and bytes(content).split() == whole[name].split():
-                continue
-            cases.append(_version(stage, f"format {version}, bit {bit} of {name} flipped", {**whole, name: bytes(content)}, whole))
-    base = stage.bases[2]
-    description = json.loads(base["model.json"])
-    for version in (0, 4, 99, -1, 2**70, "3", 3.0, None, True, [3], "../3"):
-        cases.append(_newer(stage, f"format {version!r}", {**base, "model.json": _json({**description, "format": version})}))
-    cases.append(_newer(stage, "no format", {**base, "model.json": _json({key: value for key, value in description.items() if key != "format"})}))
-    cases.append(_newer(stage, "an unknown field", {**base, "model.json": _json({**description, "surprise": 1})}))
-    for change in ({"kind": "merged"}, {"surprise": 1}, {"number": 2.0}, {"number": True}, {"time": "now"}, {"n_classes": -1}, {"file": -1}, {"task": "a\nb"}, {"task": ""}):
-        cases.append(_newer(stage, f"a record with {change}", _rewritten(base, change)))
-    cases.append(_newer(stage, "a HEAD of format 4", {**base, "HEAD": base["HEAD"].replace(b'"format":3', b'"format":4')}))
-    yield from some(rng, cases, n)
-
-
-def _json(value: object) -> bytes:
-    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
-
-
-def _rewritten(base: Files, change: dict[str, object]) -> Files:
-    """Return a directory whose last record says something else, its hash in HEAD made right: another program may have meant it."""
-    lines = base["log.jsonl"].splitlines()
-    record = {**json.loads(lines[-1]), **change}
-    lines[-1] = json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
-    head = json.loads(base["HEAD"])
-    head["sha256"] = digest(lines[-1])
-    return {**base, "log.jsonl": b"\n".join(lines) + b"\n", "HEAD": json.dumps(head, sort_keys=True, separators=(",", ":")).encode() + b"\n"}
-
-
-def _version(stage: Stage, label: str, content: Files, whole: Files) -> Case:
-    return Case(label, lambda root: lay(root / MODEL, content), functools.partial(judge_damage, whole, stage.states[2]))
-
-
-def _newer(stage: Stage, label: str, content: Files) -> Case:
-    """Return the case of a directory that this version cannot read: it says so, and leaves it alone."""
-
-    def judge(root: Path) -> Verdict:
-        verdict = Verdict()
-        before = {path: path.read_bytes() for path in (root / MODEL).rglob("*") if path.is_file() and not path.name.startswith(".")}
-        found = look(root / MODEL)
-        if not isinstance(found, Problem):
-            verdict.blame("wrong", "it is read")
-        else:
-            check_message(verdict, found, "model.json", "log.jsonl", "HEAD")
-        try:
-            stage.learners[3].save(root / MODEL)
-        except Exception as error:  # noqa: BLE001  # it is judged
-            check_message(verdict, (type(error).__name__, isinstance(error, clnp.ClnpError), str(error)), MODEL)
-        else:
-            verdict.blame("wrong", "it is written to")
-        if any(path.read_bytes() != data for path, data in before.items()):
-            verdict.blame("lost", "what cannot be read was changed")
-        return verdict
-
-    return Case(label, lambda root: lay(root / MODEL, content), judge)
-
-

@@ -4,7 +4,6 @@ Everything is learned once, in the process that all others are forked from. The 
 child appends what was acknowledged, and only after `save` has returned: names of tasks, SHA-256 of their predictors' logits.
 """
 # The benchmark looks inside, as the tests do.
-# ruff: noqa: SLF001
 # pyright: reportPrivateUsage=false
 
 from __future__ import annotations
@@ -27,10 +26,9 @@ import clnp
 from clnp import store
 from clnp.describe import Legacy, LegacyTask
 from clnp.entries import digest
-from faulty.board import Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping
     from os import PathLike
 
 Files = dict[str, bytes]
@@ -302,7 +300,9 @@ def _legacy(learner: clnp.Learner, version: int) -> Files:
         found[f"tasks/{number:03d}.safetensors"] = content = store.task_content(
             learner.wiring, learner._state, learner._allocation, name, record
         )
-        tasks.append(LegacyTask(name=name, file=f"{number:03d}.safetensors", sha256=digest(content), n_classes=2, head="multi", private=False))
+        tasks.append(
+            LegacyTask(name=name, file=f"{number:03d}.safetensors", sha256=digest(content), n_classes=2, head="multi", private=False)
+        )
     found["constants.safetensors"] = constants = store.save({})
     legacy = Legacy(
         graph=learner._graph,
@@ -328,7 +328,9 @@ def _scenarios(stage: Stage, scratch: Path) -> list[Scenario]:
         Scenario("create", None, ((stage.learners[1], 2),), (None, empty, one)),
         Scenario("add", stage.bases[2], ((stage.learners[3], 1),), (two, three)),
         Scenario("add two", stage.bases[1], ((stage.learners[3], 2),), (one, two, three)),
-        Scenario("in turn", stage.bases[1], ((stage.learners[2], 1), (stage.learners[3], 2), (stage.learners[4], 3)), (one, two, three, four)),
+        Scenario(
+            "in turn", stage.bases[1], ((stage.learners[2], 1), (stage.learners[3], 2), (stage.learners[4], 3)), (one, two, three, four)
+        ),
     ]
     undone, purged = clone(stage.learners[3]), clone(stage.learners[3])
     undone.undo("three")
@@ -366,85 +368,10 @@ def _on_disk(stage: Stage, scratch: Path) -> list[Scenario]:
         Scenario("begin with a patch", None, ((Command(lambda path: apply_patch(path, whole), two, "never"), 3),), (None, empty, one, two)),
         Scenario("apply a patch", stage.bases[2], ((Command(lambda path: apply_patch(path, part), four, "never"), 2),), (two, three, four)),
         Scenario("undo on disk", stage.bases[3], ((Command(lambda path: undo(path, "three"), two, "no task 'three'"), 1),), (three, two)),
-        Scenario("purge on disk", stage.bases[3], ((Command(lambda path: undo(path, "three", purge=True), two, "no task 'three'"), 1),), (three, two)),
+        Scenario(
+            "purge on disk",
+            stage.bases[3],
+            ((Command(lambda path: undo(path, "three", purge=True), two, "no task 'three'"), 1),),
+            (three, two),
+        ),
     ]
-
-
-# ---- looking at what a fault has left
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What a program is told when a directory cannot be read."""
-
-    kind: str
-    is_ours: bool
-    message: str
-
-
-def look(directory: Path) -> State | Problem:
-    """Load a directory as any program does, and ask every predictor."""
-    try:
-        return state_of(load(directory))
-    except Exception as error:  # noqa: BLE001  # whatever it is, it is judged
-        return Problem(type(error).__name__, isinstance(error, clnp.ClnpError), str(error))
-
-
-def check_message(verdict: Verdict, problem: Problem | tuple[str, bool, str], *names: str) -> None:
-    """Check that an error is one of ours, has one line, and says one of some names."""
-    kind, is_ours, message = (problem.kind, problem.is_ours, problem.message) if isinstance(problem, Problem) else problem
-    if not is_ours or not message.strip() or "\n" in message.strip() or (names and not any(name in message for name in names)):
-        verdict.blame("unclear", f"{kind}: {message[:200]!r}")
-
-
-def compare(verdict: Verdict, found: State | Problem, states: Sequence[State | None], sure: int) -> None:
-    """Compare what was found with what was acknowledged (`states[sure]`) and what was under way (the later ones)."""
-    certain = states[sure]
-    if isinstance(found, Problem):
-        check_message(verdict, found, MODEL)
-        if certain is not None:
-            verdict.blame("lost", f"cannot be read: {found.message[:200]}", max(len(certain), 1))
-            verdict.blame("person", "the directory is refused")
-        return
-    if found in states[sure:]:
-        return
-    known = {name: {sha for state in states for other, sha in state or () if other == name} for name, _ in found}
-    kept = set(found)
-    verdict.blame("wrong", f"found {[name for name, _ in found]}, which was never committed") if found not in states else None
-    for name, sha in found:
-        if known[name] and sha not in known[name]:
-            verdict.blame("drift", f"task '{name}' answers otherwise")
-    for name, sha in certain or ():
-        if (name, sha) not in kept:
-            verdict.blame("lost", f"task '{name}' was acknowledged")
-
-
-def judge_commits(scenario: Scenario, root: Path, *, go_on: bool = True) -> Verdict:
-    """Judge what a fault in commits has left, then go on as the same program does, and judge again."""
-    verdict = Verdict()
-    sure, state = acknowledged(root)
-    if state is not None and state != scenario.states[sure]:
-        verdict.blame("drift", "the learner answers otherwise after it was saved")
-    for error in said(root):
-        check_message(verdict, error, MODEL)
-    compare(verdict, look(root / MODEL), scenario.states, sure)
-    if go_on:
-        finish(verdict, scenario, root / MODEL)
-    return verdict
-
-
-def finish(verdict: Verdict, scenario: Scenario, directory: Path) -> None:
-    """Go on as the same program does: save the learner, without cleaning anything."""
-    try:
-        scenario.last.save(directory)
-    except Exception as error:  # noqa: BLE001  # whatever it is, it is judged
-        verdict.blame("person", f"cannot go on: {type(error).__name__}: {str(error)[:200]}")
-        return
-    found = look(directory)
-    if found != scenario.states[-1]:
-        verdict.blame("person", f"went on to something else: {found}")
-
-
-def walk(stage: Stage, only: Sequence[str] | None = None) -> Iterator[Scenario]:
-    """Yield the scenarios."""
-    yield from (scenario for scenario in stage.scenarios if only is None or scenario.name in only)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from faulty import tracing
+from faulty.oracle import judge_commits
 from faulty.processes import Case
-from faulty.stage import judge_commits
 
 if TYPE_CHECKING:
     import random

@@ -56,10 +56,12 @@ def traced(act: Callable[[], None], inject: str | None = None, *, quiet: Path | 
         os.waitpid(pid, os.WUNTRACED)
         chosen = [] if inject is None else ["-e", f"inject={inject if ':' in inject.partition('=')[0] else f'{kinds}:{inject}'}"]
         command = ["strace", "-f", "-p", str(pid), "-e", f"trace={kinds}", *chosen, "-s", "64", "-o", file.name]
-        with subprocess.Popen(command, stderr=subprocess.PIPE) as tracer:  # noqa: S603
+        with subprocess.Popen(command, stderr=subprocess.PIPE) as tracer:
             assert tracer.stderr is not None
             tracer.stderr.readline()  # "attached"
             os.kill(pid, signal.SIGCONT)
             ended = wait(pid)
-        lines = [line for line in Path(file.name).read_text(encoding="utf-8", errors="replace").splitlines() if "(" in line and "---" not in line]
+        lines = [
+            line for line in Path(file.name).read_text(encoding="utf-8", errors="replace").splitlines() if "(" in line and "---" not in line
+        ]
     return ended, lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import mmap
 import signal
@@ -18,7 +19,7 @@ from clnp import cli
 from faulty.stage import Files, snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from faulty.board import Verdict
 
@@ -72,6 +73,7 @@ def check_call(verdict: Verdict, arguments: list[str], codes: set[int], *names: 
     return code, out, err
 
 
+@functools.cache
 def finished_run() -> tuple[Files, int]:
     """Return a finished run, and how many optimiser steps it took."""
     with tempfile.TemporaryDirectory(prefix="clnp-run-") as scratch:
@@ -100,7 +102,7 @@ class Counter:
 
 
 @contextlib.contextmanager
-def counted(counter: Counter) -> Iterator[None]:
+def counted(counter: Counter) -> Generator[None]:
     """Count the steps that Adam makes."""
     real = torch.optim.Adam.step
 

@@ -247,7 +247,9 @@ def failing_calls(stage: Stage, rng: random.Random, n: int | None) -> Iterator[C
         for code in ERRORS:
             for at in range(1, n_calls + 1):
                 for forever in (False, True):
-                    cases.append(failing_case(scenario, f"{errno.errorcode[code]} at call {at}{' and ever after' if forever else ''}", functools.partial(Failer, at, code, forever=forever, tear=code == errno.ENOSPC)))  # fmt: skip
+                    what = f"{errno.errorcode[code]} at call {at}{' and ever after' if forever else ''}"
+                    make = functools.partial(Failer, at, code, forever=forever, tear=code == errno.ENOSPC)
+                    cases.append(failing_case(scenario, what, make))
     yield from some(rng, cases, n)
 
 

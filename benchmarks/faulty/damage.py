@@ -33,6 +33,7 @@ MUCH = 400 * 2**20
 def judge_damage(whole: Files, state: State, root: Path, *, healable: bool = True) -> Verdict:
     """Judge whether a damaged directory is refused by name, or read as what it was."""
     verdict, directory = Verdict(), root / MODEL
+    found: State | Problem = ()
     for attempt in range(attempts := len(whole) + 2):
         start = time.perf_counter()
         found = look(directory)
@@ -87,7 +88,7 @@ def _restore(directory: Path, name: str, whole: Files) -> None:
         path.write_bytes(whole[name])
 
 
-def damaged(stage: Stage, label: str, change: Callable[[Path], None], *, base: Files | None = None, state: State | None = None) -> Case:
+def damaged(stage: Stage, label: str, change: Callable[[Path], object], *, base: Files | None = None, state: State | None = None) -> Case:
     """Return the case of a directory that something was done to."""
     whole = stage.rich if base is None else base
     expected = stage.rich_state if state is None else state
@@ -99,7 +100,7 @@ def damaged(stage: Stage, label: str, change: Callable[[Path], None], *, base: F
     return Case(label, prepare, functools.partial(judge_damage, whole, expected))
 
 
-def put(name: str, content: bytes) -> Callable[[Path], None]:
+def put(name: str, content: bytes) -> Callable[[Path], object]:
     """Return the change that gives a file another content."""
 
     def change(directory: Path) -> None:
@@ -151,13 +152,13 @@ def _missing(stage: Stage) -> Iterator[Case]:
                 yield damaged(
                     stage,
                     f"{name} and {other} are missing",
-                    lambda directory, name=name, other=other: [(directory / each).unlink() for each in (name, other)] and None,
+                    lambda directory, name=name, other=other: [(directory / each).unlink() for each in (name, other)],
                 )
     for name in ("tasks",):
         yield damaged(
             stage,
             "all task files are missing",
-            lambda directory, name=name: [file.unlink() for file in (directory / name).iterdir()] and None,
+            lambda directory, name=name: [file.unlink() for file in (directory / name).iterdir()],
         )
 
 
@@ -168,9 +169,7 @@ def _swapped(stage: Stage) -> Iterator[Case]:
                 yield damaged(
                     stage,
                     f"{one} and {two} are swapped",
-                    lambda directory, one=one, two=two: (
-                        [put(one, stage.rich[two])(directory), put(two, stage.rich[one])(directory)] and None
-                    ),
+                    lambda directory, one=one, two=two: ([put(one, stage.rich[two])(directory), put(two, stage.rich[one])(directory)]),
                 )
         for name, content in stage.other.items():
             if name.rpartition(".")[2] == one.rpartition(".")[2] and content != stage.rich[one]:
@@ -222,7 +221,7 @@ def _old(stage: Stage) -> Iterator[Case]:
 
 
 def _links(stage: Stage) -> Iterator[Case]:
-    def link(name: str, target: str, content: bytes | None = None) -> Callable[[Path], None]:
+    def link(name: str, target: str, content: bytes | None = None) -> Callable[[Path], object]:
         def change(directory: Path) -> None:
             (directory / name).unlink()
             if content is not None:
@@ -236,11 +235,9 @@ def _links(stage: Stage) -> Iterator[Case]:
         yield damaged(stage, f"{name} is a link to /dev/zero", link(name, "/dev/zero"))
         yield damaged(stage, f"{name} is a link to itself", link(name, name.rpartition("/")[2]))
         yield damaged(stage, f"{name} is a link to nothing", link(name, "nowhere"))
+        yield damaged(stage, f"{name} is a pipe", lambda directory, name=name: [(directory / name).unlink(), os.mkfifo(directory / name)])
         yield damaged(
-            stage, f"{name} is a pipe", lambda directory, name=name: [(directory / name).unlink(), os.mkfifo(directory / name)] and None
-        )
-        yield damaged(
-            stage, f"{name} is a directory", lambda directory, name=name: [(directory / name).unlink(), (directory / name).mkdir()] and None
+            stage, f"{name} is a directory", lambda directory, name=name: [(directory / name).unlink(), (directory / name).mkdir()]
         )
         yield damaged(stage, f"{name} has a terabyte", lambda directory, name=name: os.truncate(directory / name, 2**40))
 

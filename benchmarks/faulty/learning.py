@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-Act = "Callable[[clnp.Learner], object]"
-
 
 def attempt(stage: Stage, label: str, act: Callable[[clnp.Learner], object], *, refused: bool | None = True, names: str = "") -> Case:
     """Return the case of something that a learner is asked for.
@@ -163,7 +161,8 @@ def _shapes(stage: Stage) -> Iterator[Case]:
     }.items():
         yield attempt(stage, f"{name} examples", teach(changed, y[:40]), refused=None if name == "sparse" else True)
         yield attempt(stage, f"{name} examples to predict", lambda learner, changed=changed: learner.predict(changed, task="one"), refused=None if name in ("sparse", "on no device") else True)  # fmt: skip
-    for thing in (None, "data", 5, [], (), (x,), {"x": x}, (x, y, y), iter([]), [x, None], x):
+    things: list[Any] = [None, "data", 5, [], (), (x,), {"x": x}, (x, y, y), iter([]), [x, None], x]
+    for thing in things:
         yield attempt(
             stage,
             f"{type(thing).__name__} for data",
@@ -174,7 +173,8 @@ def _shapes(stage: Stage) -> Iterator[Case]:
             f"{type(thing).__name__} for validation",
             lambda learner, thing=thing: learner.learn("three", (x[:40], y[:40]), thing, config=CONFIG),
         )
-    for thing in (None, "x", 5, [x], (x, x), ()):
+    things = [None, "x", 5, [x], (x, x), ()]
+    for thing in things:
         yield attempt(
             stage, f"{type(thing).__name__} to predict", lambda learner, thing=thing: learner.predict(thing, task="one"), refused=True
         )
@@ -226,16 +226,6 @@ def _diverging(stage: Stage, rng: random.Random) -> Iterator[Case]:
 
                 yield attempt(stage, f"{where} {value} at step {at}", act, names="three")
     del rng
-
-
-class _Raising(TensorDataset):
-    """A data set of which one example cannot be read."""
-
-    def __getitem__(self, place: int) -> Any:
-        if place == 17:
-            msg = "sensor 17\nis on fire"
-            raise OSError(msg)
-        return super().__getitem__(place)
 
 
 def _loaders(stage: Stage) -> Iterator[Case]:

@@ -76,7 +76,7 @@ def safetensors_alone() -> Peer:
 
 
 def avalanche() -> Peer | str:
-    """Avalanche's save_checkpoint(strategy, path); or why it is not there."""
+    """Avalanche's save_checkpoint(strategy, path); or why it is not there. Optimizers of torch 2.13 it cannot pickle: they are excluded."""
     with contextlib.suppress(RuntimeError):
         for name in ("nms", "qnms"):  # torchvision describes operators that it lacks where it is built for another torch
             torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -99,7 +99,7 @@ def avalanche() -> Peer | str:
             raise FileNotFoundError(msg)
         return {name.replace("-", "."): value.detach() for name, value in found.model.items()}
 
-    return Peer("avalanche", lambda n, path: save_checkpoint(strategy(n), str(path)), load)
+    return Peer("avalanche", lambda n, path: save_checkpoint(strategy(n), str(path), exclude=["optimizer"]), load)
 
 
 # ---- judging

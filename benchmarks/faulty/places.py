@@ -18,7 +18,7 @@ from faulty.stage import MODEL, Files, Stage, lay, load
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 
 NOBODY = 65534
@@ -74,7 +74,7 @@ def _refused(stage: Stage, label: str, prepare: Callable[[Path], object], where:
                 verdict.blame("wrong", "it is not refused")
         return verdict
 
-    return Case(label, lambda root: prepare(root) and None, judge)
+    return Case(label, prepare, judge)
 
 
 def _long(stage: Stage) -> Case:
@@ -201,7 +201,7 @@ def _json(value: object) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
 
 
-def _rewritten(base: Files, change: dict[str, object]) -> Files:
+def _rewritten(base: Files, change: Mapping[str, object]) -> Files:
     """Return a directory whose last record says something else, its hash in HEAD made right: another program may have meant it."""
     lines = base["log.jsonl"].splitlines()
     record = {**json.loads(lines[-1]), **change}

@@ -45,14 +45,14 @@ class Case:
     """
 
     label: str
-    prepare: Callable[[Path], None]
+    prepare: Callable[[Path], object]
     judge: Callable[[Path], Verdict]
     act: Callable[[Path], None] | None = None
     kill_after: float | None = None
     kill_with: signal.Signals = signal.SIGKILL
 
 
-def fork(act: Callable[[], None], *, seconds: int = PATIENCE, quiet: Path | None = None) -> int:
+def fork(act: Callable[[], object], *, seconds: int = PATIENCE, quiet: Path | None = None) -> int:
     """Start a child, and return its process id."""
     sys.stdout.flush()
     sys.stderr.flush()

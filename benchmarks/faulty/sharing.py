@@ -36,6 +36,21 @@ def writers(stage: Stage, rng: random.Random, n: int | None) -> Iterator[Case]:
         yield _together(stage, count, kind, victim, readers=rng.randrange(0, 3))
 
 
+def _read_along(stage: Stage, root: Path) -> None:
+    """Load again and again: what was read once never goes away, and nothing is ever half there."""
+    newest = 0
+    for _ in range(6):
+        found = look(root / MODEL)
+        if isinstance(found, Problem):
+            if newest or ("no model.json" not in found.message and "no such directory" not in found.message):
+                raise AssertionError(found)
+            continue
+        if found not in stage.states or stage.states.index(found) < newest:
+            msg = f"a reader saw {found} after {newest} tasks"
+            raise AssertionError(msg)
+        newest = stage.states.index(found)
+
+
 def _together(stage: Stage, count: int, kind: str, victim: float | None, readers: int) -> Case:
     def write(root: Path, number: int) -> None:
         rival = number % 2 and kind == "rivals"
@@ -54,22 +69,9 @@ def _together(stage: Stage, count: int, kind: str, victim: float | None, readers
             else:
                 (root / "rival").touch()
 
-    def read(root: Path) -> None:
-        newest = 0
-        for _ in range(6):
-            found = look(root / MODEL)
-            if isinstance(found, Problem):
-                if newest or ("no model.json" not in found.message and "no such directory" not in found.message):
-                    raise AssertionError(found)
-                continue
-            if found not in stage.states or stage.states.index(found) < newest:
-                msg = f"a reader saw {found} after {newest} tasks"
-                raise AssertionError(msg)
-            newest = stage.states.index(found)
-
     def act(root: Path) -> None:
         children = [fork(functools.partial(write, root, number)) for number in range(count)]
-        others = [fork(functools.partial(read, root), quiet=root / "crash") for _ in range(readers)]
+        others = [fork(functools.partial(_read_along, stage, root), quiet=root / "crash") for _ in range(readers)]
         if victim is not None:
             time.sleep(victim)
             os.kill(children[0], signal.SIGKILL)
@@ -109,7 +111,7 @@ def locks(stage: Stage, rng: random.Random, n: int | None) -> Iterator[Case]:
             _lock_case(
                 stage,
                 f"a stale lock of {holder[:12]!r}",
-                lambda directory, holder=holder: [(directory / ".lock").touch(), (directory / ".lock.pid").write_bytes(holder)] and None,
+                lambda directory, holder=holder: [(directory / ".lock").touch(), (directory / ".lock.pid").write_bytes(holder)],
             )
         )
     cases.append(_lock_case(stage, "a lock that says something", lambda directory: (directory / ".lock").write_bytes(b"garbage")))
@@ -122,7 +124,7 @@ def locks(stage: Stage, rng: random.Random, n: int | None) -> Iterator[Case]:
     for at in range(1, len(dry_run(scenario)[0]) + 1):
 
         def act(root: Path, at: int = at) -> None:
-            child = fork(lambda: (install(Killer(at)), scenario.commit(root)) and None)
+            child = fork(lambda: (install(Killer(at)), scenario.commit(root)))
             wait(child)
             scenario.commit(root)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from clnp import metrics, rundir
+from clnp import metrics, rundir, work
 from clnp.errors import ConfigError, DataError, StoreError
 from clnp.experiment import configure, run
 from clnp.files import write_atomic
@@ -175,13 +175,25 @@ def test_the_costs_of_a_continued_task_are_those_of_all_processes(tmp_path, monk
     assert summary["seconds_per_task"][2] < 100.0, "the next task begins at zero"
 
 
-def test_a_finished_run_keeps_no_training_state(finished, tmp_path):
+def test_a_finished_run_keeps_no_training_state(finished, tmp_path, monkeypatch):
     for out, _ in finished.values():
         assert not (out / rundir.WORK).exists()
     out = tmp_path / "run"
-    with pytest.raises(Stop):
-        run(tiny("single"), out, progress=stop_at("task_learned", 3))
-    assert {path.name for path in (out / rundir.WORK).iterdir()} >= {"work-train-0.safetensors"}
+    events, clears, clear = [], [], work.clear
+
+    def cut_short(directory):
+        assert [path.name for path in directory.iterdir()] == ["work-train-0.safetensors"]
+        clears.append(len(list((out / "model").glob("network-*"))))
+        if len(clears) == 3:
+            raise Stop  # the last task is saved, and its training state is still there
+        clear(directory)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "clear", cut_short)
+        with pytest.raises(Stop):
+            run(tiny("single"), out, progress=events.append)
+    assert clears == [1, 2, 3], "cleared when the task is saved, and not before"
+    assert "notice" not in {event["event"] for event in events}, "no task finds what another one left"
     run(tiny("single"), out)
     assert not (out / rundir.WORK).exists()
 

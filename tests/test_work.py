@@ -99,16 +99,21 @@ def teach(learner, case, *, work=None, progress=None, data=None, name="second", 
 REFERENCES: dict[str, tuple] = {}
 
 
+def told_of(events):
+    """What was told of each epoch, the newest word where it was told twice."""
+    return {(e["phase"], e["round"], e["epoch"]): e["loss"] for e in events if e["event"] == "epoch"}
+
+
 def reference_of(case):
     """What an uninterrupted process ends with, without any directory."""
     if case not in REFERENCES:
-        learner = learner_of(case)
-        REFERENCES[case] = (learner, teach(learner, case))
+        learner, events = learner_of(case), []
+        REFERENCES[case] = (learner, teach(learner, case, progress=events.append), told_of(events))
     return REFERENCES[case]
 
 
 def assert_same(case, learner, result):
-    expected, told = reference_of(case)
+    expected, told, _ = reference_of(case)
     assert replace(result, seconds=0.0) == replace(told, seconds=0.0)
     assert learner.allocation.tasks == expected.allocation.tasks
     for group in expected.allocation.n_units:
@@ -143,13 +148,13 @@ MLP = "mlp, adam, one-cycle"
 @every_case
 def test_killed_every_few_steps_it_ends_with_the_same_bits_and_repeats_only_the_lost_ones(case, steps, always, tmp_path):
     """Each kill comes after a step and before it is saved: one step is lost each time, none is done twice, and none is left out."""
-    total, kills = total_steps(case, steps), 0
+    total, kills, events = total_steps(case, steps), 0, []
     assert total > 20
     while True:
         before, steps.kill_at = steps.n, steps.n + 10
         try:
             learner = learner_of(case)
-            result = teach(learner, case, work=tmp_path)
+            result = teach(learner, case, work=tmp_path, progress=events.append)
             break
         except Killed:
             kills += 1
@@ -157,6 +162,7 @@ def test_killed_every_few_steps_it_ends_with_the_same_bits_and_repeats_only_the_
     assert kills >= 2
     assert steps.n == total, "a step that was killed is not counted; no other was done twice"
     assert_same(case, learner, result)
+    assert told_of(events) == reference_of(case)[2], "the loss of an epoch is that of all its steps"
 
 
 def test_patience_is_put_to_use_in_these_cases():
@@ -454,6 +460,17 @@ def test_the_file_of_another_phase_is_not_taken_for_this_one(tmp_path):
     again = Work(tmp_path)
     again.open("a", {}, {})
     assert again.recall("train-0") is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_key_holds_who_owns_and_needs_which_units(tmp_path, monkeypatch):
+    """Two learners may have the same weights and other owners: what is closed over and severed is not the same then."""
+    opened = []
+    monkeypatch.setattr(Work, "open", lambda self, task, situation, tensors: opened.append((situation, tensors)))
+    teach(learner_of(MLP), MLP, work=tmp_path)
+    ((situation, tensors),) = opened
+    assert {"place", "config", "graph", "data"} == set(situation)
+    assert {"owner", "needed", "pool", "visible", "train.y", "validation.y", "sample.y"} <= set(tensors)
 
 
 def changed(part, place):

@@ -27,7 +27,6 @@ CASES = {
     "vgg, adamw, constant": ("vgg", {**OPTIMIZERS["adamw"], "schedule": "constant"}),
     "vgg, sgd, one-cycle, single": ("vgg", {**OPTIMIZERS["sgd-decay"], "head": "single"}),
     "mlp, adam, patience": ("mlp", {"lr": 0.03, "epochs": 9, "patience": 2, "schedule": "constant"}),
-    "vgg, adamw, cosine, patience": ("vgg", {**OPTIMIZERS["adamw"], "schedule": "cosine", "lr": 0.1, "epochs": 6, "patience": 1}),
 }
 every_case = pytest.mark.parametrize("case", CASES)
 
@@ -285,7 +284,7 @@ def test_killed_while_the_state_is_written(steps, always, tmp_path, monkeypatch,
 # ---- saving changes nothing, and its failure neither
 
 
-@pytest.mark.parametrize("case", list(CASES)[::2])
+@pytest.mark.parametrize("case", list(CASES)[2:5])
 def test_saving_after_every_step_changes_no_bit(case, always, tmp_path):
     noise = torch.get_rng_state()
     learner = learner_of(case)

@@ -151,7 +151,7 @@ def read_bounded(path: Path, limit: int, within: Path) -> bytes:
         if status.st_size > limit:
             msg = f"expected at most {limit:,} bytes, found {status.st_size:,}"
             raise ValueError(msg)
-        return file.read(limit)
+        return file.read(status.st_size)  # not `limit`: as much as is asked for would be allocated
 
 
 def _write(descriptor: int, data: bytes) -> None:

@@ -16,7 +16,7 @@ import yaml
 from rich.console import Console
 
 import clnp as package
-from clnp import cli, console, experiment, locks
+from clnp import cli, console, experiment, locks, rundir
 from clnp.report import read_run
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent / "src"), "COLUMNS": "120"}
@@ -115,7 +115,7 @@ def test_json_is_all_that_stdout_gets(clnp, tmp_path):
     code, out, _ = clnp("run", "digits", "--method", "finetune", "--seed", "3", "--out", "x", "--json", *FAST)
     assert code == 0
     summary = json.loads(out)
-    assert summary == json.loads((tmp_path / "x" / "summary.json").read_text())
+    assert summary == rundir.read_summary(tmp_path / "x")
     assert summary["seed"] == 3
     assert summary["command"] == shlex.join(["clnp", "run", "digits", "--method", "finetune", "--seed", "3", "--out", "x", "--json", *FAST])
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import clnp
-from clnp import cli, console, experiment, rundir, stopping, training
+from clnp import cli, console, experiment, locks, stopping, training
 from clnp.files import write_atomic
 from clnp.work import Work
 from small import SHAPE, config, network, task
@@ -287,7 +287,7 @@ def test_a_run_says_how_to_continue_and_does(give, through, steps, monkeypatch, 
     assert "stopping after this step" in err
     assert "Traceback" not in err
     run = tmp_path / "a run"
-    assert not rundir.is_locked(run)
+    assert not locks.is_locked(run)
     assert not list(run.rglob("*.new"))
     n = steps.n
     if kind == "task_learned":  # the commit that was under way is finished first
@@ -366,7 +366,7 @@ def test_a_process_that_gets_sigterm_from_outside_exits_in_order(give, through, 
     assert (process.returncode, out) == (143, "")
     assert err.strip().endswith("To continue: clnp run digits --out run --set epochs=400 --tasks 1")
     assert (tmp_path / "run" / "work" / "work-train-0.safetensors").exists()
-    assert not rundir.is_locked(tmp_path / "run")
+    assert not locks.is_locked(tmp_path / "run")
     assert not list((tmp_path / "run").rglob("*.new"))
 
 

@@ -44,7 +44,7 @@ def read_log(file: Path, content: bytes, head: Head) -> tuple[list[Any], list[st
     if len(records) <= head.record:
         raise damaged(file, f"HEAD points to record {head.record}, but the log ends before it", f"record {len(records)}")
     if hashes[head.record] != head.sha256:
-        raise damaged(file.with_name("HEAD"), f"its hash is not that of record {head.record}")
+        raise damaged(file.with_name("HEAD"), f"its hash is not that of record {head.record} of '{file}', or that record is")
     if rest:  # nothing of a commit counts that was cut short
         said.append(f"a commit is under way or was cut short; what there is of it beyond record {head.record} is left out")
         del records[head.record + 1 :], hashes[head.record + 1 :]
@@ -59,6 +59,8 @@ def _is_json(line: bytes) -> bool:
         json.loads(line)
     except ValueError:
         return False
+    except RecursionError:  # deeper than any record of ours: nothing that was torn
+        return True
     return True
 
 

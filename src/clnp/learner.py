@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import time
+import unicodedata
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -146,7 +147,7 @@ class Learner:
         Raises:
             TaskError: there is no such task.
         """
-        number = self._allocation.number(task)
+        number = self.tasks.index(self._known(task))
         return heads.whole_head([self._records[name] for name in self.tasks[: number + 1]])
 
     def predictor(self, task: str) -> nn.Module:
@@ -160,9 +161,15 @@ class Learner:
         """
         return copy.deepcopy(self._predictor(task))
 
+    def _known(self, task: str) -> str:
+        """Return the name of a task that is learned in the form that it is kept in: however it is composed, it is the same name."""
+        name = unicodedata.normalize("NFC", task) if isinstance(task, str) else repr(task)  # pyright: ignore[reportUnnecessaryIsInstance]
+        self._allocation.number(name)
+        return name
+
     def _predictor(self, task: str) -> nn.Module:
+        task = self._known(task)
         if task not in self._predictors:
-            self._allocation.number(task)
             units = self.wiring.join(self._allocation.needed[task])
             norms = norm_parts(self.wiring.join(self._allocation.owner), self._needed())
             self._predictors[task] = narrow(self.wiring, self._state, units, norms=norms, head=self.head_of(task)).eval()
@@ -331,7 +338,7 @@ class Learner:
         Raises:
             TaskError: there is no such task, or later tasks need its units (they are named).
         """
-        undo_(self, task, purge=purge)
+        undo_(self, self._known(task), purge=purge)
 
     # ---- on disk
 
@@ -369,7 +376,7 @@ class Learner:
         Raises:
             TaskError: there is no such task.
         """
-        self._allocation.number(task)
+        task = self._known(task)
         receipt = self._records[task].receipt
         return receipt, compare(receipt, self._predictor(task), self.probe)
 

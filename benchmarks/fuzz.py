@@ -18,7 +18,27 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 SKIPPED = "skipped: atheris is not installed. pip install -c constraints.txt 'clnp[fuzz]'"
 MODULES = ["clnp", "json", "yaml", "pydantic"]
-DICTIONARY = ["{", "}", "[", "]", '\\"', ":", ",", "null", "true", "NaN", "1e999", "!!bool", "\\x0a", "\\x00", "kind", "undone", "format", "widened", "../"]
+DICTIONARY = [
+    "{",
+    "}",
+    "[",
+    "]",
+    '\\"',
+    ":",
+    ",",
+    "null",
+    "true",
+    "NaN",
+    "1e999",
+    "!!bool",
+    "\\x0a",
+    "\\x00",
+    "kind",
+    "undone",
+    "format",
+    "widened",
+    "../",
+]
 
 
 def fuzz_one(name: str, seconds: int, out: Path) -> None:
@@ -34,7 +54,13 @@ def fuzz_one(name: str, seconds: int, out: Path) -> None:
         (Path(corpus) / "whole").write_bytes(whole())
         words = Path(corpus) / ".words"
         words.write_text("".join(f'"{word}"\n' for word in DICTIONARY), encoding="utf-8")
-        arguments = [f"-max_total_time={seconds}", "-timeout=10", "-rss_limit_mb=4096", f"-max_len={4 * len(whole()) + 500}", f"-dict={words}"]
+        arguments = [
+            f"-max_total_time={seconds}",
+            "-timeout=10",
+            "-rss_limit_mb=4096",
+            f"-max_len={4 * len(whole()) + 500}",
+            f"-dict={words}",
+        ]
         atheris.Setup([sys.argv[0], corpus, *arguments, f"-artifact_prefix={out}/{re.sub('[^a-z0-9]+', '-', name.lower())}-"], target)
         atheris.Fuzz()
 

@@ -36,7 +36,7 @@ STORED = Path(__file__).parent / "stored"
 @functools.cache
 def scratch() -> Path:
     """A directory in memory, if there is one."""
-    shm = Path("/dev/shm")  # noqa: S108
+    shm = Path("/dev/shm")
     path = Path(tempfile.mkdtemp(dir=shm if os.access(shm, os.W_OK) else None))
     atexit.register(shutil.rmtree, path, ignore_errors=True)
     return path
@@ -85,7 +85,9 @@ def a_run() -> Path:
 
 @functools.cache
 def tensors() -> bytes:
-    return save({"rows/a": torch.ones(2, 3), "claimed/a": torch.tensor([0, 2]), "none": torch.zeros(0, 4), "b": torch.zeros(2, dtype=torch.bool)})
+    return save(
+        {"rows/a": torch.ones(2, 3), "claimed/a": torch.tensor([0, 2]), "none": torch.zeros(0, 4), "b": torch.zeros(2, dtype=torch.bool)}
+    )
 
 
 def in_place_of(directory: Callable[[], Path], name: str, read: Callable[[Path], object]) -> Callable[[bytes], None]:
@@ -113,9 +115,8 @@ def valued(read: Callable[[bytes], object], whole: Callable[[], bytes]) -> Calla
         try:
             read(content)
         except ValueError as error:
-            if content == whole():
-                raise
-            assert len(str(error)) < 5000, "a message is for a person"
+            if content == whole() or len(str(error)) > 5000:  # a message is for a person
+                raise RuntimeError from error
 
     return target
 
@@ -140,7 +141,12 @@ def config_read(run: Path) -> None:
 
 
 def first(name: str, directory: Callable[[], Path]) -> Callable[[], bytes]:
-    return lambda: (directory() / name).read_bytes()
+    """The content of a file whose directory is made when it is asked for."""
+
+    def read() -> bytes:
+        return (directory() / name).read_bytes()
+
+    return read
 
 
 def a_record() -> bytes:

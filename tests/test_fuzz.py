@@ -50,9 +50,7 @@ def fuzz(name, n_examples):
     target(whole())
 
     @seed(0)
-    @settings(
-        max_examples=n_examples, deadline=None, database=None, print_blob=False, suppress_health_check=list(HealthCheck)
-    )
+    @settings(max_examples=n_examples, deadline=None, database=None, print_blob=False, suppress_health_check=list(HealthCheck))
     @given(st.one_of(mutated(whole()), mutated(whole()), st.binary(max_size=200)))
     def run(content):
         start = time.process_time()
@@ -95,6 +93,12 @@ def test_every_flipped_bit_is_refused(name):
 
 @settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @seed(0)
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=8,
+    )
+)
 def test_whatever_is_written_is_read(value):
     assert parse_json(json.dumps(value).encode()) == value

@@ -286,7 +286,9 @@ def test_a_head_of_another_log_is_refused(directory, tmp_path):
 # ---- files
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "tasks/003.safetensors.bak", "tasks/3.safetensors", "tasks/0003.safetensors", "tasks/a", "probe.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["notes.txt", "tasks/003.safetensors.bak", "tasks/3.safetensors", "tasks/0003.safetensors", "tasks/a", "probe.safetensors"]
+)
 def test_files_that_were_never_committed_are_refused_by_name(name, directory):
     (directory / name).write_bytes(b"x")
     refused(directory, name, "move it elsewhere")
@@ -331,12 +333,16 @@ def test_swapped_missing_and_longer_files_are_refused(directory):
 EVERY = ["model.json", "constants.safetensors", "log.jsonl", "HEAD", "tasks/001.safetensors"]
 
 
+def read_everything(directory):
+    ledger = read_ledger(directory)
+    for record in ledger.tasks:
+        ledger.content(record)
+    ledger.content("constants.safetensors")
+
+
 def reads_nothing(directory):
     with pytest.raises(clnp.StoreError) as caught:
-        ledger = read_ledger(directory)
-        for record in ledger.tasks:
-            ledger.content(record)
-        ledger.content("constants.safetensors")
+        read_everything(directory)
     return str(caught.value)
 
 
@@ -404,7 +410,7 @@ def test_a_crash_at_every_call_of_a_commit_leaves_a_ledger(how, directory, monke
             raise clnp.StoreError from error
 
     seen = set()
-    for n_calls in ledgers.faults(monkeypatch, act, lambda: ledgers.restore(directory, before), how):
+    for n_calls in ledgers.faults(monkeypatch, act, lambda: ledgers.restore(directory, before), how):  # noqa: B007
         ledger = read_ledger(directory)
         seen.add(tuple(names(ledger)))
         for record in ledger.tasks:

@@ -65,9 +65,11 @@ def test_a_short_hold_is_waited_for(tmp_path):
 
 def test_a_lock_is_let_go_whatever_happens(tmp_path):
     for error in (KeyError, KeyboardInterrupt, SystemExit):
-        with pytest.raises(error), locked(tmp_path):
-            assert is_locked(tmp_path)
-            raise error
+        held = locked(tmp_path)
+        held.__enter__()
+        assert is_locked(tmp_path)
+        with pytest.raises(error):
+            held.gen.throw(error())
         assert not is_locked(tmp_path)
     with locked(tmp_path):
         assert holder(tmp_path) == os.getpid()
@@ -92,7 +94,7 @@ def test_the_directory_is_made(tmp_path):
 
 def test_a_directory_that_cannot_be_written_to_is_refused(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(clnp.StoreError, match="cannot run in .*Choose a directory that can be written to"), locked(tmp_path / "file"):
+    with pytest.raises(clnp.StoreError, match=r"cannot run in .*Choose a directory that can be written to"), locked(tmp_path / "file"):
         pass
     (tmp_path / "read-only").mkdir(mode=0o555)
     if os.access(tmp_path / "read-only", os.W_OK):
@@ -102,13 +104,15 @@ def test_a_directory_that_cannot_be_written_to_is_refused(tmp_path):
     assert not is_locked(tmp_path / "read-only")
 
 
-@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(30, "Read-only file system"), NotImplementedError("no flock")])
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied"), OSError(30, "Read-only file system"), NotImplementedError("no flock")]
+)
 def test_a_file_system_that_cannot_lock_is_told(error, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise error
 
     monkeypatch.setattr("filelock.FileLock.acquire", fail)
-    with pytest.raises(clnp.StoreError, match="Permission denied|Read-only file system|no flock"), locked(tmp_path):
+    with pytest.raises(clnp.StoreError, match=r"Permission denied|Read-only file system|no flock"), locked(tmp_path):
         pass
     (tmp_path / locks.LOCK).touch()
     assert not is_locked(tmp_path)

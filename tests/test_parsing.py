@@ -29,7 +29,7 @@ def test_json_is_read(value):
         (b"[1e999]", ""),
         (b"", ""), (b"{", ""), (b"[1,]", ""), (b"{}{}", ""), (b"'a'", ""), (b"\xff", ""), (b"\xef\xbb\xbf{}", ""), (b"\0", ""),
         ("{}".encode("utf-16"), ""), (b'"\\ud800', ""), (b"[" * 40 + b"]" * 40, "nested deeper than 32"), (b"[" * 1000, ""),
-        (b'{"a":' * 40 + b"1" + b"}" * 40, "nested deeper"), (b"9" * 5000, ""), (b"\"" * 3, ""), (b'"\\', ""),
+        (b'{"a":' * 40 + b"1" + b"}" * 40, "nested deeper"), (b"9" * 5000, ""), (b'"' * 3, ""), (b'"\\', ""),
     ],
 )  # fmt: skip
 def test_what_is_no_json_is_refused_in_one_line(text, message):

@@ -109,7 +109,9 @@ def test_a_malformed_file_is_refused_at_once(what, monkeypatch):
     assert time.process_time() - start < 4
 
 
-@pytest.mark.parametrize("what", ["a huge length", "the longest length", "huge shape", "huge sizes that wrap to fit", "a size of 2**48", "beyond the file"])
+@pytest.mark.parametrize(
+    "what", ["a huge length", "the longest length", "huge shape", "huge sizes that wrap to fit", "a size of 2**48", "beyond the file"]
+)
 def test_nothing_is_allocated_for_what_a_header_claims(what):
     tracemalloc.start()
     try:

@@ -108,8 +108,13 @@ def description(directory):
     return found, ledger.widened
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("name", EACH)
+FAST = [(name, "multi") for name in NETWORKS] + [("mlp", "single"), ("zoo:two-inputs", "single")]
+EACH_WITH_HEADS = [
+    pytest.param(name, head, marks=[] if (name, head) in FAST else pytest.mark.slow) for name in [*NETWORKS, *SLOW] for head in HEADS
+]
+
+
+@pytest.mark.parametrize(("name", "head"), EACH_WITH_HEADS)
 def test_a_private_task_in_the_middle_is_taken_back_and_nothing_else_moves(name, head, tmp_path):
     learner = learned(name, head)
     learner.save(tmp_path)
@@ -166,7 +171,7 @@ def test_undo_is_refused_while_later_tasks_read_the_units():
     learn(learner, "so does this", 2)
     before, reading = logits(learner), learner.allocation.readers("base")
     assert reading, "the test must have something to check"
-    with pytest.raises(clnp.TaskError, match="cannot undo task 'base'.*Undo those first") as caught:
+    with pytest.raises(clnp.TaskError, match=r"cannot undo task 'base'.*Undo those first") as caught:
         learner.undo("base")
     assert all(task in str(caught.value) for task in reading)
     assert learner.tasks == ("base", "reads it", "so does this")
@@ -315,7 +320,7 @@ def test_a_crash_at_every_call_of_an_undo_is_made_good_by_the_next(how, purge, t
     wiring, before = learner.wiring, ledgers.snapshot(tmp_path)
     learner.undo("two", purge=purge)
     seen = set()
-    for n_calls in ledgers.faults(monkeypatch, lambda: learner.save(tmp_path), lambda: ledgers.restore(tmp_path, before), how):
+    for n_calls in ledgers.faults(monkeypatch, lambda: learner.save(tmp_path), lambda: ledgers.restore(tmp_path, before), how):  # noqa: B007
         seen.add(clnp.store.read(tmp_path, wiring).allocation.tasks)
         file = tmp_path / "tasks" / "001.safetensors"
         assert file.exists() or ledgers.records_of(tmp_path)[-1]["kind"] == "undone", "no file goes before its tombstone"
@@ -333,7 +338,9 @@ def test_a_learner_read_beside_goes_on_where_a_crash_of_an_undo_left_it(tmp_path
     learner.save(tmp_path)
     before = ledgers.snapshot(tmp_path)
     learner.undo("three", purge=True)
-    for stop in itertools.islice(ledgers.faults(monkeypatch, lambda: learner.save(tmp_path), lambda: ledgers.restore(tmp_path, before), "killed"), 0, None, 3):
+    for stop in itertools.islice(
+        ledgers.faults(monkeypatch, lambda: learner.save(tmp_path), lambda: ledgers.restore(tmp_path, before), "killed"), 0, None, 3
+    ):
         found = load(tmp_path, "mlp")
         assert found.tasks in (TASKS, TASKS[:2]), stop
         teach(found, "mlp", "four", 4, epochs=1)

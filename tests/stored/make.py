@@ -1,7 +1,7 @@
 """Make model directories of formats 1 and 2, with the code that wrote them; see README.md beside this file.
 
-    git archive 07cb8a7 src | tar -x -C /tmp/old
-    PYTHONPATH=/tmp/old/src:tests OMP_NUM_THREADS=1 python tests/stored/make.py
+git archive 07cb8a7 src | tar -x -C /tmp/old
+PYTHONPATH=/tmp/old/src:tests OMP_NUM_THREADS=1 python tests/stored/make.py
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from stored_networks import NETWORKS, data, probe
 
 import clnp
 import clnp.store
+from stored_networks import NETWORKS, data, probe
 
 SETTINGS = {"epochs": 3, "finetune_epochs": 0, "rounds": 1, "batch_size": 16, "margin": 0.1, "pool": 0.5}
 

@@ -338,6 +338,22 @@ def test_the_moving_bar_shows_eta_accuracy_and_capacity():
     assert "free ████████░░ 80 %" in last
 
 
+def test_a_task_that_goes_on_counts_the_epochs_that_were_done_before(monkeypatch):
+    file, clock = io.StringIO(), [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    with console.Display(epochs=10, n_tasks=2, console=Console(file=file, force_terminal=False)) as display:
+        display({"event": "run_resumed", "index": 1})
+        display({"event": "task_resumed", "task": "b", "phase": "train", "epoch": 7, "epochs_done": 7, "seconds": 70.0})
+        clock[0] = 20.0
+        display({"event": "epoch", "task": "b", "phase": "train", "epoch": 8, "epochs": 10, "loss": 0.5})
+        display({"event": "notice", "message": "the disk is full"})
+        display({"event": "task_resumed", "task": "b", "phase": None, "epoch": 0, "epochs_done": 0, "seconds": 1.0})
+    lines = file.getvalue().splitlines()
+    assert "  task 2/2 b: going on in phase train, epoch 7" in lines
+    assert any("train epoch 8/10" in line and line.endswith("ETA 40 s") for line in lines), "one epoch took 20 seconds, and two are left"
+    assert lines[-1] == "  note: the disk is full"
+
+
 def test_plain_lines_come_one_by_one_and_take_names_as_they_are(monkeypatch):
     file = io.StringIO()
     clock = iter(range(0, 10_000, 20))

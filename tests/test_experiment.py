@@ -13,10 +13,11 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from clnp import locks, metrics, rundir
+from clnp import locks, metrics, rundir, work
 from clnp.errors import ConfigError, DamageError, DataError, StoreError
 from clnp.experiment import configure, run
 from clnp.methods import METHODS
+from clnp.report import read_run
 
 SETTINGS = {"epochs": 3, "rounds": 1, "finetune_epochs": 1, "batch_size": 32}
 TIMES = ("seconds_per_task", "cpu_seconds_per_task")
@@ -154,6 +155,64 @@ def test_a_stopped_run_continues_to_the_same_summary(finished, tmp_path, method,
     assert timeless(summary) == timeless(finished[method][1])
     resumed = [event for event in rundir.read_events(out) if event["event"] == "run_resumed"]
     assert len(resumed) == 1
+
+
+def test_the_costs_of_a_continued_task_are_those_of_all_processes(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("clnp.work.Work.spent", lambda self: (1000.0, 500.0))
+        with pytest.raises(Stop):
+            run(tiny("single"), out, progress=stop_at("task_learned", 2))  # learned, but not saved
+    with pytest.raises(Stop):
+        run(tiny("single"), out, progress=stop_at("task_learned", 1))  # learned again, and killed again before it is saved
+    summary = run(tiny("single"), out)
+    resumed = [event for event in rundir.read_events(out) if event["event"] == "task_resumed"]
+    assert [(event["task"], event["phase"], event["epochs_done"]) for event in resumed] == [("digits-1", "train", 4)] * 2
+    learned = [event for event in rundir.read_events(out) if event["event"] == "task_learned" and event["index"] == 1]
+    assert 1000.0 < learned[1]["seconds"] < 1030.0
+    assert summary["seconds_per_task"][1] == learned[-1]["seconds"] > 1000.0
+    assert summary["cpu_seconds_per_task"][1] > 500.0
+    assert summary["seconds_per_task"][2] < 100.0, "the next task begins at zero"
+
+
+def test_a_finished_run_keeps_no_training_state(finished, tmp_path, monkeypatch):
+    for out, _ in finished.values():
+        assert not (out / rundir.WORK).exists()
+    out = tmp_path / "run"
+    events, clears, clear = [], [], work.clear
+
+    def cut_short(directory):
+        assert [path.name for path in directory.iterdir()] == ["work-train-0.safetensors"]
+        clears.append(len(list((out / "model").glob("network-*"))))
+        if len(clears) == 3:
+            raise Stop  # the last task is saved, and its training state is still there
+        clear(directory)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "clear", cut_short)
+        with pytest.raises(Stop):
+            run(tiny("single"), out, progress=events.append)
+    assert clears == [1, 2, 3], "cleared when the task is saved, and not before"
+    assert "notice" not in {event["event"] for event in events}, "no task finds what another one left"
+    run(tiny("single"), out)
+    assert not (out / rundir.WORK).exists()
+
+
+@pytest.mark.parametrize("n_resumed", [1, 2])
+def test_status_of_a_continued_task_tells_where_it_is(tmp_path, n_resumed):
+    """It goes on with the phase that was kept; when the state is lost, it is at no epoch until it has done one."""
+    out = tmp_path / "run"
+    for _ in range(n_resumed + 1):
+        with pytest.raises(Stop):
+            run(tiny(), out, progress=stop_at("phase", 2))  # 1: score, 2: select
+    at = read_run(out).progress
+    assert (at.task, at.phase, at.epoch) == ("digits-0", "train", 3)
+    shutil.rmtree(out / rundir.WORK)
+    with pytest.raises(Stop):
+        run(tiny(), out, progress=stop_at("run_resumed", 1))
+    assert read_run(out).progress is None
+    epochs = [(event["phase"], event["epoch"]) for event in rundir.read_events(out) if event["event"] == "epoch"]
+    assert epochs == [("train", 1), ("train", 2), ("train", 3)], "nothing was done twice"
 
 
 def test_a_kill_between_model_and_evaluation_costs_nothing(finished, tmp_path, monkeypatch):

@@ -85,6 +85,15 @@ def test_content_reaches_the_disk_before_the_name_and_the_name_before_the_return
     assert events == ["content", "rename", "directory"]
 
 
+def test_what_is_disposable_waits_for_no_disk_and_is_replaced_as_a_whole(file, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: pytest.fail("synced"))
+    replace, seen = Path.replace, []
+    monkeypatch.setattr(Path, "replace", lambda self, target: (seen.append(self.read_bytes()), replace(self, target)))
+    write_atomic(file, b"new", durable=False)
+    assert seen == [b"new"]
+    assert file.read_bytes() == b"new"
+
+
 def test_no_descriptor_is_left_open(file):
     before = set(os.listdir("/dev/fd"))  # noqa: PTH208
     for _ in range(20):

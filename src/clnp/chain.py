@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from clnp.entries import MODEL, START, Created, Learned, Undone, Widened, digest, read_record
-from clnp.errors import damaged, first_line
+from clnp.errors import DamageError, damaged, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +44,10 @@ def read_log(file: Path, content: bytes, head: Head) -> tuple[list[Any], list[st
     if len(records) <= head.record:
         raise damaged(file, f"HEAD points to record {head.record}, but the log ends before it", f"record {len(records)}")
     if hashes[head.record] != head.sha256:
-        raise damaged(file.with_name("HEAD"), f"its hash is not that of record {head.record} of '{file}', or that record is")
+        raise DamageError(  # nobody can tell which of the two it is
+            f"cannot read '{file}' (record {head.record}): its hash is not the one in '{file.with_name('HEAD')}': one of the two files is "
+            f"damaged. Restore both from a copy of the directory."
+        )
     if rest:  # nothing of a commit counts that was cut short
         said.append(f"a commit is under way or was cut short; what there is of it beyond record {head.record} is left out")
         del records[head.record + 1 :], hashes[head.record + 1 :]

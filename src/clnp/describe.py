@@ -136,10 +136,15 @@ def is_there(path: Path) -> bool:
 
     Raises:
         DamageError: there are learned tasks, but model.json is gone.
+        StoreError: nobody can tell: the path is too long, or leads through a directory that is closed to us.
     """
-    if (path / MODEL).exists():
-        return True
-    if (path / LOG).exists() and ledgers.read_small(path, LOG, ledgers.MAX_LOG).count(b"\n") > 1:
+    try:
+        if (path / MODEL).exists():
+            return True
+        has_log = (path / LOG).exists()
+    except OSError as error:
+        raise StoreError(f"cannot read '{path}': {error.strerror or error}.") from error
+    if has_log and ledgers.read_small(path, LOG, ledgers.MAX_LOG).count(b"\n") > 1:
         raise damaged(path / MODEL, "it is missing")
     return False
 

@@ -29,8 +29,21 @@ def first_line(error: BaseException) -> str:
     return lines[0][:300] if lines else type(error).__name__
 
 
+def one_line(text: str) -> str:
+    r"""Return a text in which nothing breaks the line or steers a terminal: names and paths that a message quotes may hold anything.
+
+    >>> one_line("there is no 'a\nb'")
+    "there is no 'a\\nb'"
+    """
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
 class ClnpError(Exception):
     """The base of all of them: `except clnp.ClnpError` catches what this library raises on purpose."""
+
+    def __str__(self) -> str:
+        """Return the message, in one line."""
+        return one_line(str(self.args[0]) if self.args else "")
 
 
 class ConfigError(ClnpError, ValueError):
@@ -43,10 +56,6 @@ class DataError(ClnpError, ValueError):
 
 class TaskError(ClnpError, KeyError):
     """A task name is unknown, duplicate or not allowed."""
-
-    def __str__(self) -> str:
-        """Return the message as it was written (KeyError would quote it)."""
-        return str(self.args[0]) if self.args else ""
 
 
 class CapacityError(ClnpError):

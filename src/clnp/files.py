@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-    from pathlib import Path
 
 system: Any = os
 """Where the calls come from that change the disk. `tests/faults` and `benchmarks/faults.py` put a saboteur here, and nowhere else."""
@@ -67,13 +67,15 @@ def replacing(path: Path, *, durable: bool = True) -> Generator[Path]:
         _sync(path.parent)
 
 
-def append(path: Path, data: bytes, *, at: int | None = None, durable: bool = True) -> None:
+def append(path: Path, data: bytes, *, at: int | None = None, again: bytes = b"", durable: bool = True) -> None:
     """Add to the end of a file, made if need be, and cut off what stands there beyond `at`.
 
     Args:
         path: of the file; its directory exists.
         data: what is added, in one piece.
         at: how long the file is as far as it counts; what a crash left beyond is cut off. None: all of it counts.
+        again: what stands directly before `at` and may not be on the disk: it is written once more. After an fsync that failed, the
+            system may hold pages to be written that are not, and a later fsync that succeeds does not write them.
         durable: see `write_atomic`.
 
     Raises:
@@ -87,8 +89,8 @@ def append(path: Path, data: bytes, *, at: int | None = None, durable: bool = Tr
         try:
             if start != size:
                 system.ftruncate(descriptor, start)
-            os.lseek(descriptor, start, os.SEEK_SET)
-            _write(descriptor, data)
+            os.lseek(descriptor, start - len(again), os.SEEK_SET)
+            _write(descriptor, again + data)
             if durable:
                 system.fsync(descriptor)
         except BaseException:
@@ -119,6 +121,20 @@ def make_directory(path: Path) -> None:
         with contextlib.suppress(FileExistsError):  # another process was faster
             system.mkdir(folder, 0o777)
         _sync(folder.parent)
+
+
+def anchor(path: Path) -> None:
+    """Wait until the names that lead to a directory are on the disk.
+
+    It may have been made by hand, or by a process that was killed, or whose fsync failed, before they were. Directories above that are
+    not ours to open are left to whoever made them.
+
+    Raises:
+        OSError: the disk says that it cannot be done.
+    """
+    for folder in path.absolute().parents:
+        with contextlib.suppress(PermissionError):
+            _sync(folder)
 
 
 def confirm(*paths: Path) -> None:

@@ -290,6 +290,7 @@ def create(path: Path, contents: Mapping[str, bytes], line: bytes | None = None)
                 f"cannot save to '{path}': expected a new, an empty or a model directory, found {file.name!r}. Choose another."
             )
     files.make_directory(path / TASKS)
+    files.anchor(path)
     for name, content in contents.items():
         if name != MODEL:
             files.write_atomic(path / name, content)
@@ -328,12 +329,14 @@ def extend(
     files.make_directory(path / TASKS)
     for number, content in contents.items():
         files.write_atomic(task_file(path, number), content)
-    if lines:
+    # Whole records beyond HEAD were never confirmed: the fsync of them may have failed.
+    again = b"".join(spelled(record) + b"\n" for record in ledger.records[ledger.head + 1 :])
+    if lines or again:
         added = b"".join(line + b"\n" for line in lines)
-        files.append(path / LOG, added, at=ledger.size)
+        files.append(path / LOG, added, at=ledger.size, again=again)
         whole = replace(whole, size=ledger.size + len(added))
-    else:
-        # An earlier attempt may have failed between a write and its fsync.
+    if not lines:
+        # An earlier attempt may have failed between a rename and the fsync of its directory.
         files.confirm(path / LOG, path / TASKS, path)
     if check is not None:
         try:

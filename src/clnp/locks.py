@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import filelock
 
 from clnp.errors import StoreError
-from clnp.files import make_directory
+from clnp.files import make_directory, read_bounded
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -48,7 +48,7 @@ def locked(directory: Path, doing: str = "run in", *, timeout: float = 0.5) -> G
         ) from error
     try:
         with contextlib.suppress(OSError):  # it is only for messages
-            (directory / HOLDER).write_text(str(os.getpid()), encoding="utf-8")
+            _sign(directory / HOLDER)
         yield
         with contextlib.suppress(OSError):
             (directory / HOLDER).unlink(missing_ok=True)
@@ -56,10 +56,19 @@ def locked(directory: Path, doing: str = "run in", *, timeout: float = 0.5) -> G
         lock.release()
 
 
+def _sign(file: Path) -> None:
+    """Write down which process it is, without waiting for whoever might read a pipe of that name."""
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    try:
+        os.write(descriptor, str(os.getpid()).encode())
+    finally:
+        os.close(descriptor)
+
+
 def holder(directory: Path) -> int | None:
     """Return the id of the process that last said it was at work; it may be dead."""
     try:
-        return int((directory / HOLDER).read_text(encoding="utf-8"))
+        return int(read_bounded(directory / HOLDER, 20, directory))
     except (OSError, ValueError):
         return None
 

@@ -142,8 +142,8 @@ def fetch(published: Published, cache: Path | None = None) -> Path:
         msg = f"cannot download {published.title}: cannot write in {folder} ({error}). Make room or give leave to write there, "
         msg += "or put the files in a directory of your own and name it (--data DIR)."
         raise DataError(msg) from error
-    msg = f"cannot download {published.title} into {folder}: none of {len(failures)} addresses gave every file with the right content.\n"
-    msg += "".join(f"  {failure}\n" for failure in failures)
+    msg = f"cannot download {published.title} into {folder}: none of {len(failures)} addresses gave every file with the right content "
+    msg += f"({'; '.join(failures)}). "
     msg += f"Check the connection, or put {', '.join(published.files)} in DIR/{published.folder} and name the directory (--data DIR)."
     raise DataError(msg)
 

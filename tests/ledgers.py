@@ -91,7 +91,7 @@ class System:
     @staticmethod
     def _about(name: str, args: tuple[Any, ...]) -> str:
         if name in ("write", "fsync", "ftruncate"):
-            return os.readlink(f"/proc/self/fd/{args[0]}")
+            return str(Path(f"/proc/self/fd/{args[0]}").readlink())
         return str(args[-1] if name == "rename" else args[0])
 
 

@@ -84,14 +84,21 @@ def test_it_becomes_a_ledger_when_a_task_is_added(network, directory):
     assert set(ledgers.snapshot(directory)) == {*before, "log.jsonl", "HEAD"}
 
 
-@EACH
-@pytest.mark.parametrize("how", ["full", "killed", "torn"])
+FAST = {("plain", "torn"), ("widened", "full"), ("two", "killed")}
+CRASHES = [
+    pytest.param(name, name, how, marks=[] if (name, how) in FAST else pytest.mark.slow)
+    for name in NETWORKS
+    for how in ("full", "killed", "torn")
+]
+
+
+@pytest.mark.parametrize(("network", "directory", "how"), CRASHES, indirect=["directory"])
 def test_a_crash_of_the_upgrade_leaves_a_directory_that_loads(network, directory, how, monkeypatch):
     before, learner = ledgers.snapshot(directory), loaded(network)
     wiring, graph = learner.wiring, learner._graph
     learn(learner, network)
     formats = set()
-    for n_calls in ledgers.faults(monkeypatch, lambda: learner.save(directory), lambda: ledgers.restore(directory, before), how):
+    for n_calls in ledgers.faults(monkeypatch, lambda: learner.save(directory), lambda: ledgers.restore(directory, before), how):  # noqa: B007
         formats.add(json.loads((directory / "model.json").read_text())["format"])
         assert clnp.store.read(directory, wiring, graph).allocation.tasks in (TASKS, (*TASKS, "fourth"))
         assert all((directory / name).read_bytes() == content for name, content in before.items() if name != "model.json")

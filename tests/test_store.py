@@ -298,7 +298,7 @@ def test_what_is_no_model_directory_is_refused(tmp_path):
         load(tmp_path)
     (tmp_path / "file").write_text("a file")
     for directory in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(clnp.StoreError, match="cannot save (the model )?to"):
+        with pytest.raises(clnp.StoreError, match=r"cannot save (the model )?to"):
             empty("mlp", 0).save(directory)
 
 
@@ -311,7 +311,7 @@ def test_a_crash_while_saving_leaves_what_was_there(how, original, tmp_path, mon
         shutil.rmtree(directory, ignore_errors=True)
         shutil.copytree(tmp_path / "before", directory)
 
-    for n_calls in ledgers.faults(monkeypatch, lambda: original.save(directory), anew, how):
+    for n_calls in ledgers.faults(monkeypatch, lambda: original.save(directory), anew, how):  # noqa: B007
         tasks = read(directory).allocation.tasks
         assert tasks in (("one",), original.tasks), "both tasks are one commit"
         seen.add(tasks)
@@ -326,7 +326,7 @@ def test_a_crash_while_saving_leaves_what_was_there(how, original, tmp_path, mon
 @pytest.mark.parametrize("how", ["full", "killed", "torn"])
 def test_a_crash_of_the_first_save_leaves_nothing_or_a_model(how, original, tmp_path, monkeypatch):
     directory = tmp_path / "deep" / "model"
-    for n_calls in ledgers.faults(
+    for n_calls in ledgers.faults(  # noqa: B007
         monkeypatch, lambda: original.save(directory), lambda: shutil.rmtree(tmp_path / "deep", ignore_errors=True), how
     ):
         if clnp.describe.is_there(directory):

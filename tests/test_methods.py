@@ -149,6 +149,40 @@ def test_damaged_files_are_refused(name, tasks, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["finetune", "single"])
+def test_one_bit_that_flipped_is_noticed_in_every_file(name, tasks, tmp_path):
+    method = make(name)
+    teach(method, tasks[0])
+    method.save(tmp_path)
+    make(name).load(tmp_path)
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 2
+    for path in files:
+        whole = path.read_bytes()
+        for place in range(0, len(whole), max(len(whole) // 23, 1)):
+            if path.suffix == ".json" and not whole[place : place + 1].isalnum():
+                continue  # spaces and line ends may be others
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+            with pytest.raises(StoreError, match=rf"{path.name}.*expected.*found.*start the run anew"):
+                make(name).load(tmp_path)
+        path.write_bytes(whole)
+    make(name).load(tmp_path)
+
+
+def test_the_files_of_single_are_written_once(tasks, tmp_path):
+    method = make("single")
+    teach(method, tasks[0])
+    method.save(tmp_path)
+    path = tmp_path / "network-0.safetensors"
+    before = (path.stat().st_ino, path.read_bytes())
+    teach(method, tasks[1])
+    method.save(tmp_path)
+    assert (path.stat().st_ino, path.read_bytes()) == before
+    loaded = make("single")
+    loaded.load(tmp_path)
+    assert loaded.tasks == (tasks[0].name, tasks[1].name)
+
+
+@pytest.mark.parametrize("name", ["finetune", "single"])
 def test_a_network_of_another_shape_is_refused(name, tasks, tmp_path):
     method = make(name)
     teach(method, tasks[0])

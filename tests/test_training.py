@@ -192,7 +192,7 @@ def test_progress_tells_every_epoch(data):
     events = []
     learn(make(trunk(0.0)), data, epochs=3, batch_size=20, lr=1e-9, progress=events.append)
     told = [{key: value for key, value in event.items() if key != "loss"} for event in events]
-    assert told == [{"event": "epoch", "task": "a", "phase": "train", "epoch": n, "epochs": 3} for n in (1, 2, 3)]
+    assert told == [{"event": "epoch", "task": "a", "phase": "train", "round": "here", "epoch": n, "epochs": 3} for n in (1, 2, 3)]
     network = make(trunk(0.0)).train()
     assert events[0]["loss"] == pytest.approx(F.cross_entropy(network(data.x), data.y).item(), rel=0.2)
 

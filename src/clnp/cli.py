@@ -2,6 +2,7 @@
 
 Exit codes: 0 done, 1 a failure that the message explains, 2 a command that cannot be understood, 3 a file is damaged, 4 a task answers
 otherwise than its receipt says, 5 a directory was set back, 130 stopped with Ctrl-C, 143 stopped by SIGTERM.
+The first Ctrl-C or SIGTERM stops a run after the step under way, the second at once.
 """
 
 from __future__ import annotations
@@ -86,7 +87,6 @@ def _root(
 
 @app.command()
 def demo(
-    ctx: typer.Context,
     out: Annotated[Path, typer.Option("--out", help="Where the demonstration is written; each time anew.")] = DEMO,
 ) -> None:
     """Learn five small real tasks (handwritten digits) in seconds, forget nothing, and write a report."""
@@ -96,7 +96,8 @@ def demo(
 
     config = configure("digits")
     _say(f"teaching one network {config.n_tasks} tasks, one after another; each sees only its own two digits")
-    _run(config, out, None, ctx.obj)
+    # The command that goes on where this one was stopped: `clnp demo` begins anew.
+    _run(config, out, None, shlex.join(["clnp", "run", "digits", "--out", str(out)]))
     _show(out)
     page = write_report(out)
     typer.echo(
@@ -177,16 +178,16 @@ def run(
 
 
 def _run(config: RunConfig, out: Path, data: Path | None, command: str) -> dict[str, Any]:
-    """Run with a display on stderr; Ctrl-C says how to go on."""
-    from clnp import experiment
+    """Run with a display on stderr; Ctrl-C and SIGTERM finish the step, and say how to go on."""
+    from clnp import experiment, stopping
     from clnp.console import Display
 
     try:
-        with Display(epochs=config.learn.total_epochs, n_tasks=config.n_tasks) as display:
+        with stopping.orderly(), Display(epochs=config.learn.total_epochs, n_tasks=config.n_tasks) as display:
             return experiment.run(config, out, data=data, command=command, progress=display)
-    except KeyboardInterrupt:
-        _say(f"stopped; the tasks learned so far are kept in '{out}'. To continue: {command}")
-        raise typer.Exit(130) from None
+    except (KeyboardInterrupt, stopping.Stopped) as stop:
+        _say(f"stopped; what was learned so far is kept in '{out}'. To continue: {command}")
+        raise typer.Exit(stop.exit_code if isinstance(stop, stopping.Stopped) else 130) from None
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:

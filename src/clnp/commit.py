@@ -60,6 +60,6 @@ def commit_(learner: Learner, trial: Trial, pruned: Pruned, start: float) -> Lea
         claimed={group: allocation.n_claimed(trial.task, group) for group in groups},
         reused={group: allocation.n_reused(trial.task, group) for group in groups},
         free={group: allocation.n_free(group) for group in groups},
-        seconds=time.perf_counter() - start,
+        seconds=time.perf_counter() - start + trial.work.earlier[0],
         notices=tuple(trial.notices),
     )

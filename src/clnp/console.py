@@ -56,7 +56,7 @@ class Display:
     n_units: int = 0
     index: int = 0  # the task in training
     done: int = 0  # its epochs so far
-    began: tuple[float, int] = (0.0, 0)  # when this process began, and at which task
+    began: tuple[float, int] = (0.0, 0)  # when this process began, and after how many epochs of the run
     last_line: float = 0.0  # when a line was last printed
     accuracy: float | None = None
     free: float | None = None
@@ -86,8 +86,16 @@ class Display:
                 self.began = (time.monotonic(), 0)
             case "run_resumed":
                 self.index = event["index"]
-                self.began = (time.monotonic(), self.index)
+                self.began = (time.monotonic(), self.index * self.epochs)
                 self._line(f"continuing: {self.index} of {self.n_tasks} tasks are learned")
+            case "task_resumed" if event["phase"]:
+                self.done = event["epochs_done"]
+                self.began = (time.monotonic(), self._completed())
+                self._line(
+                    f"  task {self.index + 1}/{self.n_tasks} {event['task']}: going on in phase {event['phase']}, epoch {event['epoch']}"
+                )
+            case "notice":
+                self._line(f"  note: {event['message']}")
             case "epoch":
                 self.done += 1
                 self._epoch(f"{event['task']}: {event['phase']} epoch {event['epoch']}/{event['epochs']}, loss {event['loss']:.4f}")
@@ -125,9 +133,13 @@ class Display:
     def _eta(self) -> str:
         """Extrapolate from the epochs that this process has done."""
         start, first = self.began
-        completed = self.index * self.epochs + min(self.done, self.epochs)
-        here = completed - first * self.epochs
+        completed = self._completed()
+        here = completed - first
         return duration((time.monotonic() - start) / here * (self.epochs * self.n_tasks - completed)) if here else "?"
+
+    def _completed(self) -> int:
+        """Return the epochs of the run that are done, each task counted as the most it can take."""
+        return self.index * self.epochs + min(self.done, self.epochs)
 
     def _redraw(self, text: str) -> None:
         """Move the bar."""
@@ -135,7 +147,7 @@ class Display:
             return
         accuracy = "" if self.accuracy is None else f"  accuracy {percent(self.accuracy)}"
         free = "" if self.free is None else f"  free {bar(self.free, 10)} {share(self.free)}"
-        completed = self.index * self.epochs + min(self.done, self.epochs)
+        completed = self._completed()
         place = f"task {min(self.index + 1, self.n_tasks)}/{self.n_tasks}"
         self.bars.update(TaskID(0), completed=completed, description=place, state=f"ETA {self._eta()}{accuracy}{free}  {text}")
 

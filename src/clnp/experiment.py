@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from clnp import __version__, metrics, rundir, seeds, training
+from clnp import __version__, metrics, rundir, seeds, stopping, training, work
 from clnp.benchmarks import BENCHMARKS
 from clnp.config import LearnConfig
 from clnp.errors import ConfigError, StoreError
@@ -120,7 +120,7 @@ def _silent(_event: Json) -> None:
 
 
 def run(config: RunConfig, out: Path, *, data: Path | None = None, command: str = "", progress: Callable[[Json], None] = _silent) -> Json:
-    """Learn the tasks of a run in order and return its summary; go on after the last learned task if the run was killed.
+    """Learn the tasks of a run in order and return its summary; go on where it was if the run was killed.
 
     Args:
         config: from `configure`.
@@ -134,6 +134,7 @@ def run(config: RunConfig, out: Path, *, data: Path | None = None, command: str 
 
     Raises:
         StoreError: the directory holds something else, another configuration or damaged files, or another process is at work in it.
+        Stopped: a signal asked for it; nothing that was done is lost.
     """
     # Before anything is written: what cannot be run leaves no directory behind.
     tasks = BENCHMARKS[config.benchmark].tasks(data, config.seed, config.n_tasks)
@@ -158,11 +159,14 @@ def run(config: RunConfig, out: Path, *, data: Path | None = None, command: str 
         else:
             past.started = record(_start(config, tasks, method, command) | {"config_sha256": rundir.config_sha256(out)})
         for index, task in enumerate(tasks):
+            stopping.check()
             if index >= len(method.tasks):
-                past.learned[index] = _learn(method, task, index, record, progress)
+                past.learned[index] = _learn(method, task, index, record, progress, out / rundir.WORK)
                 method.save(out / rundir.MODEL)
+                work.clear(out / rundir.WORK)
             if index >= len(past.rows):
                 past.rows.append(_evaluate(method, tasks[: index + 1], record))
+        work.clear(out / rundir.WORK)  # a kill may have come between the last save and this
         summary = _summary(config, tasks, method, past, n_parameters=sum(p.numel() for p in build_trunk(config, example).parameters()))
         record({"event": "run_finished", "average_accuracy": summary["average_accuracy"], "forgetting": summary["forgetting"]})
         rundir.write_summary(out, summary)
@@ -237,17 +241,23 @@ def _start(config: RunConfig, tasks: Sequence[Task], method: Method, command: st
     }
 
 
-def _learn(method: Method, task: Task, index: int, record: Callable[[Json], Json], progress: Callable[[Json], None]) -> Json:
+def _learn(
+    method: Method, task: Task, index: int, record: Callable[[Json], Json], progress: Callable[[Json], None], work_directory: Path
+) -> Json:
     """Teach the method one task and return the event that says so."""
     train, validation = task.train, task.validation
     wall, cpu = time.perf_counter(), time.process_time()
+    earlier = {"seconds": 0.0, "cpu_seconds": 0.0}  # of the processes that began this task
 
     def follow(event: Json) -> None:
+        if event["event"] == "task_resumed":
+            earlier.update({name: event[name] for name in earlier})
         # Epochs are part of the record; the finer phases only move the display.
-        (record if event["event"] == "epoch" else progress)(event)
+        (record if event["event"] in {"epoch", "task_resumed"} else progress)(event)
 
-    result = method.learn(task.name, train, validation, task.n_classes, follow)
-    times = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+    result = method.learn(task.name, train, validation, task.n_classes, follow, work_directory)
+    here = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+    times = {name: earlier[name] + here[name] for name in here}
     return record({"event": "task_learned", "task": task.name, "index": index, **result, **times})
 
 
@@ -259,6 +269,7 @@ def accuracy(method: Method, task: Task) -> float:
     x, y = task.test
     correct = 0
     for start in range(0, len(y), training.EVALUATION_BATCH):
+        stopping.check()
         stop = start + training.EVALUATION_BATCH
         correct += int((method.predict(cut(x, start, stop), task.name).argmax(1).cpu() == y[start:stop]).sum())
     return correct / len(y)

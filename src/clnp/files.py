@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from pathlib import Path
 
 system: Any = os
 """Where the calls come from that change the disk. `tests/faults` and `benchmarks/faults.py` put a saboteur here, and nowhere else."""
@@ -155,7 +155,7 @@ def read_bounded(path: Path, limit: int, within: Path) -> bytes:
         OSError: it cannot be read.
         ValueError: it is no regular file, too large, or a link that leads out of the directory; the message says which.
     """
-    if path.is_symlink() and leads_out(path, within):
+    if leads_out(path, within):
         msg = "it is a symbolic link that leads out of the directory"
         raise ValueError(msg)
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # not to wait for what a pipe may never say
@@ -167,12 +167,15 @@ def read_bounded(path: Path, limit: int, within: Path) -> bytes:
         if status.st_size > limit:
             msg = f"expected at most {limit:,} bytes, found {status.st_size:,}"
             raise ValueError(msg)
-        return file.read(status.st_size)  # not of `limit`: so much would be allocated before anything is read
+        return file.read(status.st_size)  # not `limit`: as much as is asked for would be allocated
 
 
-def leads_out(path: Path, directory: Path) -> bool:
-    """Tell whether a path leads out of a directory, whatever links say; links in a circle lead nowhere, which opening them will tell."""
-    return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(directory))
+def leads_out(path: Path, within: Path) -> bool:
+    """Tell whether links, of the file itself or of a directory on the way to it, lead out of a directory, or nowhere at all."""
+    try:
+        return not path.resolve().is_relative_to(within.resolve())
+    except (OSError, RuntimeError):  # links that lead in a circle
+        return True
 
 
 def _write(descriptor: int, data: bytes) -> None:

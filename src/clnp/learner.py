@@ -33,6 +33,7 @@ from clnp.sources import Source, open_data
 from clnp.split import Head, initialise_, split
 from clnp.training import Progress, check_device, threads
 from clnp.wiring import Wiring, folded, trace, without_head
+from clnp.work import Work
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -217,6 +218,7 @@ class Learner:
         n_classes: int | None = None,
         config: LearnConfig | None = None,
         progress: Progress | None = None,
+        work: str | PathLike[str] | None = None,
     ) -> LearnResult:
         """Teach the network one more task, in units that no earlier task needs.
 
@@ -228,6 +230,8 @@ class Learner:
             n_classes: how many classes; by default one more than the largest label.
             config: the settings, see `LearnConfig`.
             progress: called with a dictionary for each epoch and phase.
+            work: a directory where the training state is kept, so that a killed process goes on where it was, to the same
+                bits, when it learns the same task again; disposable. Remove it when the learner is saved.
 
         Returns: what the task took and gave.
 
@@ -239,13 +243,14 @@ class Learner:
             Whatever is raised, the learner is as it was before.
         """
         config = config or LearnConfig()
-        start = time.perf_counter()
-        with threads(config.threads):
+        start, kept = time.perf_counter(), Work(work, progress)
+        with threads(config.threads), kept:
             trial = self._open(name, train, validation, n_classes, config, progress)
             private = {task for task, record in self._records.items() if record.private}
             claimed, pool = room(self.wiring, self._allocation, name, config, private, trial.notices)
             initialise_(self.wiring, trial.state, claimed, pool, seeds.generator(*trial.place, "weights"))
             network = split(self.wiring, trial.state, claimed, pool, trial.head, norms=trial.norms)
+            trial.remember(kept, network, self._graph)
             trial.fit(network, "train", 0)
             pruned = prune(trial, network, rounds=config.rounds, finetune=config.finetune_epochs > 0)
             return commit_(self, trial, pruned, start)
@@ -303,7 +308,7 @@ class Learner:
         check_device(config.device)
         place = (self.seed, "task", len(self.tasks))
         data = open_data(name, train, validation, n_classes, config, self._forms, seeds.generator(*place, "sample"))
-        trial = Trial(
+        return Trial(
             wiring=self.wiring,
             state={key: tensor.clone().to(config.device) for key, tensor in self._state.items()},
             owner=self.wiring.join(self._allocation.owner),
@@ -317,13 +322,6 @@ class Learner:
             place=place,
             progress=progress,
         )
-        resolution = 1 / len(data.validation)
-        if 0 < config.margin < resolution:
-            trial.notices.append(
-                f"the margin {config.margin:g} is finer than one of {len(data.validation)} validation examples ({resolution:.2g}): "
-                f"no example may be lost. Give more validation data or a larger margin."
-            )
-        return trial
 
     def _needed(self) -> Tensor:
         """What each task needs, over all units: bool (n_tasks, n_units)."""

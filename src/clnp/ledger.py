@@ -242,7 +242,7 @@ def _check_size(path: Path, file: Path, entry: FileEntry, record: str) -> None:
         raise damaged(file, "it is missing", record) from None
     if status.st_size != entry.bytes:
         raise damaged(file, f"expected {entry.bytes:,} bytes, found {status.st_size:,}", record)
-    if file.is_symlink() and files.leads_out(file, path):
+    if files.leads_out(file, path):
         raise damaged(file, "it is a symbolic link that leads out of the directory", record)
 
 

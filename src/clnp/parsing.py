@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
@@ -37,7 +38,7 @@ def parse_json(content: bytes) -> Any:
         if depth > MAX_DEPTH:
             msg = f"it is nested deeper than {MAX_DEPTH}"
             raise ValueError(msg)
-    return json.loads(content.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    return json.loads(content.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -56,8 +57,13 @@ def _no_constant(name: str) -> Any:
     raise ValueError(msg)
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _no_constant(text[:60])
+
+
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases, which can make a few bytes into gigabytes, and no deeper than JSON."""
+    """YAML without aliases, which can make a few bytes into gigabytes, no deeper than JSON, and no key twice."""
 
     depth = 0
 
@@ -73,6 +79,13 @@ class _PlainLoader(yaml.SafeLoader):
             return super().compose_node(parent, index)
         finally:
             self.depth -= 1
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        found = super().construct_mapping(node, deep)
+        if len(found) < len(node.value):
+            msg = "a key stands twice in one mapping"
+            raise yaml.YAMLError(msg)
+        return found
 
 
 def parse_yaml(content: bytes | str) -> Any:
@@ -94,6 +107,7 @@ def parse_yaml(content: bytes | str) -> Any:
             return loader.get_single_data()
         finally:
             loader.dispose()
-    except (yaml.YAMLError, UnicodeDecodeError, OverflowError, TypeError, RecursionError) as error:
-        msg = " ".join(str(error).split())
+    except (yaml.YAMLError, ValueError, ArithmeticError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        # PyYAML raises whatever its constructors stumble over: `!!bool x` is a KeyError.
+        msg = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(msg) from error

@@ -15,6 +15,7 @@ from clnp.narrow import reaches
 from clnp.selection import Keep, allowed_loss, select
 from clnp.split import Head, SplitNetwork, split
 from clnp.training import ESTIMATE_EXAMPLES, activities, estimate_norms_, fit, kept_values, n_correct, n_correct_and_finite, narrow_kept
+from clnp.work import Work, fingerprint
 
 if TYPE_CHECKING:
     from clnp.config import LearnConfig
@@ -43,6 +44,7 @@ class Trial:
         task: the name, for progress.
         place: the place in the run, for seeds.
         progress: told what happens.
+        work: where the training state is kept.
     """
 
     wiring: Wiring
@@ -55,10 +57,20 @@ class Trial:
     task: str
     place: tuple[int | str, ...]
     progress: Progress | None = None
+    work: Work = field(default_factory=Work)
     notices: list[str] = field(default_factory=list[str])
     whole: SplitNetwork | None = None
     """The network of the whole pool: those that come later are parts of it, and read parts of its claimed graph's values."""
     whole_kept: dict[str, tuple[Tensor, ...] | None] = field(default_factory=dict[str, "tuple[Tensor, ...] | None"])
+
+    def __post_init__(self) -> None:
+        """Say so when the margin is finer than the evidence."""
+        n = len(self.data.validation)
+        if 0 < self.config.margin < 1 / n:
+            self.notices.append(
+                f"the margin {self.config.margin:g} is finer than one of {n} validation examples ({1 / n:.2g}): "
+                f"no example may be lost. Give more validation data or a larger margin."
+            )
 
     @property
     def device(self) -> torch.device:
@@ -125,7 +137,23 @@ class Trial:
             task=self.task,
             validation=lambda: n_correct(network, self.data.validation, kept_validation),
             progress=self.progress,
+            work=self.work,
         )
+
+    def remember(self, work: Work, network: SplitNetwork, graph: str) -> None:
+        """Open the training state that earlier processes kept of this very trial.
+
+        Args:
+            work: where it lies.
+            network: before training: all that the claimed units and the seed give to it.
+            graph: the hash of the captured network.
+        """
+        facts, tensors = fingerprint(train=self.data.train, validation=self.data.validation, sample=self.data.sample)
+        situation = {"place": self.place, "config": self.config.model_dump(mode="json"), "graph": graph, "data": facts}
+        state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+        units = {"owner": self.owner, "needed": self.needed, "pool": network.pool_units, "visible": network.visible}
+        work.open(self.task, situation, {**tensors, **state, **units})
+        self.work = work
 
 
 @dataclass(frozen=True)
@@ -213,9 +241,33 @@ def select_round(trial: Trial, network: SplitNetwork, bar: Bar, slack: int, numb
         slack: how many times the margin may be spent.
         number: of the round.
     """
+    network.write(trial.state, trial.head)
+    phase = f"select-{number}"
+    known = trial.work.recall(phase)
+    if known is None:
+        keep = search(trial, network, bar, slack, number)
+        trial.work.keep(phase, {}, {"keep": keep}, finished=True)
+    else:
+        keep = known.tensors["keep"]
+    if torch.equal(keep, network.visible):
+        # Nothing is released: a copy, for fine-tuning must not change what may have to be gone back to.
+        return split(trial.wiring, trial.state, network.claimed_units, network.pool_units, trial.head, norms=trial.norms)
+    return narrowed(trial, network, keep, values_kept=False)
+
+
+def narrowed(trial: Trial, network: SplitNetwork, keep: Tensor, *, values_kept: bool) -> SplitNetwork:
+    """Return the network of some units of another one, and of those that they read: bool (n_units,)."""
+    units = trial.close(keep)
+    claimed, pool = units & network.claimed_units, units & network.pool_units
+    smaller = split(trial.wiring, trial.state, claimed, pool, trial.head, norms=trial.norms, values_kept=values_kept)
+    reestimate_(trial, smaller)
+    return smaller
+
+
+def search(trial: Trial, network: SplitNetwork, bar: Bar, slack: int, number: int) -> Tensor:
+    """Find the units to keep, as `select_round` says: bool (n_units,), before closure. The network's rows are in the trial's state."""
     wiring, config = trial.wiring, trial.config
     trial.tell("score", number)
-    network.write(trial.state, trial.head)
     scores = torch.zeros(wiring.n_units)
     norms = [*trial.norms, (network.pool_units, network.visible)]
     for units, activity in activities(
@@ -226,17 +278,11 @@ def select_round(trial: Trial, network: SplitNetwork, bar: Bar, slack: int, numb
     looked_at = ("validation", "sample") if network.norms or len(trial.witnesses) else ("validation",)
     all_kept = all(trial.kept(network, part) is not None for part in looked_at)
 
-    def narrowed(keep: Keep, *, values_kept: bool) -> SplitNetwork:
-        units = trial.close(wiring.join(keep))
-        claimed, pool = units & network.claimed_units, units & network.pool_units
-        smaller = split(wiring, trial.state, claimed, pool, trial.head, norms=trial.norms, values_kept=values_kept)
-        reestimate_(trial, smaller)
-        return smaller
-
     def measure(keep: Keep) -> int:
+        trial.work.check()
         if not reaches(wiring, trial.close(wiring.join(keep))):
             return -len(trial.data.validation) - 1
-        smaller = narrowed(keep, values_kept=all_kept)
+        smaller = narrowed(trial, network, wiring.join(keep), values_kept=all_kept)
         correct = trial.correct(smaller)
         # A network that validation data refuse need not be shown the witnesses.
         allowed = correct >= bar.correct - slack * bar.allowed
@@ -248,10 +294,7 @@ def select_round(trial: Trial, network: SplitNetwork, bar: Bar, slack: int, numb
     scores[wiring.shared] = torch.inf
     shared = {group.name for group in wiring.groups if group.shared}
     found = select(wiring.split(scores), visible, measure, correct=bar.correct, allowed=slack * bar.allowed, may_empty=branches - shared)
-    if all(torch.equal(found.keep[group], visible[group]) for group in visible):
-        # Nothing is released: a copy, for fine-tuning must not change what may have to be gone back to.
-        return split(wiring, trial.state, network.claimed_units, network.pool_units, trial.head, norms=trial.norms)
-    return narrowed(found.keep, values_kept=False)
+    return wiring.join(found.keep)
 
 
 def reestimate_(trial: Trial, network: SplitNetwork) -> None:

@@ -119,4 +119,4 @@ def compare(receipt: Receipt | None, predictor: nn.Module, probe: Inputs) -> Com
     if torch.equal(logits, receipt.logits):
         return Comparison("bitwise", 0.0, not different, different)
     allowed = TOLERANCE * max(1.0, float(receipt.logits.abs().max())) if different else 0.0
-    return Comparison("within tolerance" if largest <= allowed else "differs", largest, not different, different)
+    return Comparison("within tolerance" if largest <= allowed and math.isfinite(largest) else "differs", largest, not different, different)

@@ -69,7 +69,7 @@ class LearnResult:
         claimed: group -> new units.
         reused: group -> units of earlier tasks that it reads.
         free: group -> units left for later tasks.
-        seconds: wall time.
+        seconds: wall time, of a resumed task over all processes.
         notices: what a person should know.
     """
 

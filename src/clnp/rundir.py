@@ -3,6 +3,7 @@
 RUN/config.yaml    what is run; written once, before anything else
 RUN/events.jsonl   what happened, one JSON object a line, each with a check of itself and the line before; only ever appended to
 RUN/model/         the learner's own files
+RUN/work/          the training state of the task under way; disposable
 RUN/summary.json   what came out; its presence says that the run is finished
 RUN/.lock          held by the process at work, see `clnp.locks`
 """
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-CONFIG, EVENTS, MODEL, SUMMARY = "config.yaml", "events.jsonl", "model", "summary.json"
+CONFIG, EVENTS, MODEL, WORK, SUMMARY = "config.yaml", "events.jsonl", "model", "work", "summary.json"
 MAX_EVENTS, MAX_SUMMARY = 2**30, 2**26
 """Bytes of files that are read; nothing is allocated for larger ones."""
 _SEAL = re.compile(rb', "check": "([0-9a-f]{16})"\}$')
@@ -105,7 +106,8 @@ def _flat(config: Mapping[str, Any]) -> Json:
 def read_events(run: Path) -> list[Json]:
     """Return the events in the order in which they happened, without a last line that a crash tore.
 
-    A task that was interrupted leaves its epochs here; what the resumed run wrote for the same task comes later and counts.
+    A task that was interrupted leaves its epochs here. After `task_resumed` they count, but for those that are told again: of one
+    task, phase, round and epoch the newest does. Without it the task began anew, and only what comes after `run_resumed` counts.
 
     Raises:
         StoreError: a line before the last is damaged, or one is missing.

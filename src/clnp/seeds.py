@@ -17,7 +17,7 @@ import torch
 from clnp.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Mapping
 
 
 def check_seed(seed: int) -> int:
@@ -57,6 +57,25 @@ def seeded(*place: int | str, device: torch.device | str = "cpu") -> Generator[N
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed_of(*place))
         yield
+
+
+def noise(device: torch.device) -> dict[str, torch.Tensor]:
+    """Return where torch's global generators stand, those that dropout on a device draws from."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def set_noise_(states: Mapping[str, torch.Tensor], device: torch.device) -> None:
+    """Put torch's global generators where `noise` found them."""
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+    elif "mps" in states:
+        torch.mps.set_rng_state(states["mps"])
 
 
 @contextmanager

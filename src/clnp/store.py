@@ -140,7 +140,9 @@ def _missing(
     contents = {name: task_content(wiring, state, stored.allocation, name, stored.records[name]) for name in names[len(tasks) :]}
     for record, name in zip(tasks, names, strict=False):
         sha256 = stored.records[name].sha256 or digest(task_content(wiring, state, stored.allocation, name, stored.records[name]))
-        if (record.task, record.content.sha256) != (name, sha256):
+        mine = stored.records[name]
+        there, here = ((one.n_classes, one.head, one.private, one.width) for one in (record, mine))
+        if (record.task, record.content.sha256, there) != (name, sha256, here):
             raise _another(path, f"whose task '{record.task}' is not the task '{name}' of this one")
     if len(tasks) > len(names):
         raise _another(path, f"which has learned more: '{tasks[len(names)].task}'")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from clnp import seeds
+from clnp import seeds, stopping
+from clnp.course import Course, load_trained_
 from clnp.emit import operand_view, positions, with_everyone
 from clnp.errors import ConfigError, DataError, TrainingError, first_line
 from clnp.importance import Activity
@@ -20,6 +22,7 @@ from clnp.narrow import moved_labels, narrow
 from clnp.sources import Examples, StreamExamples, TensorExamples, check_labels
 from clnp.split import SplitNetwork
 from clnp.wiring.labels import varying
+from clnp.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -119,6 +122,7 @@ def kept_values(network: SplitNetwork, data: Examples, limit: int, device: torch
         return None
     kept = [torch.empty(len(data), *value.shape[1:], dtype=value.dtype, device=value.device) for value in one]
     for start in range(0, len(data), EVALUATION_BATCH):
+        stopping.check()
         x = to_device(cut(data.x, start, start + EVALUATION_BATCH), device)
         for whole, part in zip(kept, network.claimed_values(x), strict=True):
             whole[start : start + len(part)] = part
@@ -143,10 +147,16 @@ def narrow_kept(kept: tuple[Tensor, ...] | None, before: SplitNetwork, after: Sp
 
 
 def batches(
-    data: Examples, kept: tuple[Tensor, ...] | None, batch_size: int, device: torch.device, generator: torch.Generator | None = None
+    data: Examples,
+    kept: tuple[Tensor, ...] | None,
+    batch_size: int,
+    device: torch.device,
+    generator: torch.Generator | None = None,
+    *,
+    first: int = 0,
 ) -> Iterator[tuple[Inputs, Tensor, tuple[Tensor, ...] | None]]:
-    """Yield (x, y, meets) on the device; meets are None where they must be computed."""
-    for places, x, y in data.batches(batch_size, generator):
+    """Yield (x, y, meets) on the device, from batch `first` on; meets are None where they must be computed."""
+    for places, x, y in itertools.islice(data.batches(batch_size, generator), first, None):
         meets = None if kept is None or places is None else tuple(value[places.to(value.device)] for value in kept)
         yield to_device(x, device), y.to(device), meets
 
@@ -166,6 +176,7 @@ def fit(
     task: str,
     validation: Callable[[], int] | None = None,
     progress: Progress | None = None,
+    work: Work | None = None,
 ) -> None:
     """Train the pool's rows and the head: loss + l1 * sum |w|.
 
@@ -183,8 +194,10 @@ def fit(
         task: name for messages and progress.
         validation: counts correct answers, for `config.patience`.
         progress: told after each epoch.
+        work: where the state is kept; what an earlier process did of this phase is not done again.
 
     Raises:
+        Stopped: a signal asked for it; the state is saved.
         TrainingError: the loss or a weight became NaN or infinite.
     """
     parameters, weights = list(network.parameters()), network.weights()
@@ -192,13 +205,15 @@ def fit(
     batch_size = config.batch_size_for(len(train) if isinstance(train, TensorExamples) else None)
     schedule = make_schedule(optimizer, config, lr, epochs * steps_per_epoch(train, batch_size))
     device = network.head_bias.device
-    best, best_state, waited = -1, network.state_dict(), 0
-    for epoch in range(epochs):
+    name = f"{phase}-{place[-1]}"
+    at = Course(work or Work(), name, network, optimizer, schedule, device=device, by_step=isinstance(train, TensorExamples))
+    patience = config.patience if validation is not None else None
+    while not at.finished and at.epoch < epochs and (patience is None or at.waited < patience):
         network.train()
-        total, n = 0.0, 0
-        generator = seeds.generator(*place, "order", epoch)
-        with seeds.seeded(*place, "noise", epoch, device=device):
-            for x, y, meets in batches(train, kept, batch_size, device, generator):
+        generator = seeds.generator(*place, "order", at.epoch)
+        with seeds.seeded(*place, "noise", at.epoch, device=device), at.saved_when_stopped():
+            at.restore_noise_()
+            for x, y, meets in batches(train, kept, batch_size, device, generator, first=at.n):
                 if isinstance(train, StreamExamples):
                     _check_batch(network, y, n_classes, task)
                 loss = F.cross_entropy(network(x, meets), y)
@@ -209,23 +224,22 @@ def fit(
                 optimizer.step()
                 if schedule.last_epoch < getattr(schedule, "total_steps", math.inf) - 1:
                     schedule.step()
-                total, n = total + float(loss.detach()), n + 1
-                if not math.isfinite(total):
-                    raise TrainingError(_diverged(task, phase, epoch, "the loss"))
+                at.total, at.n = at.total + float(loss.detach()), at.n + 1
+                if not math.isfinite(at.total):
+                    raise TrainingError(_diverged(task, phase, at.epoch, "the loss"))
+                at.stepped()
         if progress is not None:
-            progress({"event": "epoch", "task": task, "phase": phase, "epoch": epoch + 1, "epochs": epochs, "loss": total / n})
-        if config.patience is not None and validation is not None:
-            correct = validation()
-            if correct > best:
-                best, best_state, waited = correct, {name: value.clone() for name, value in network.state_dict().items()}, 0
-            else:
-                waited += 1
-            if waited >= config.patience:
-                break
-    if best >= 0:
-        network.load_state_dict(best_state)
+            told = {"event": "epoch", "task": task, "phase": phase, "round": place[-1], "epoch": at.epoch + 1, "epochs": epochs}
+            progress({**told, "loss": at.total / at.n})
+        if patience is not None and validation is not None:
+            with at.saved_when_stopped():
+                at.validated(validation())
+        at.end_epoch()
+    if at.best >= 0:
+        load_trained_(network, at.best_state)
     if not all(bool(torch.isfinite(tensor).all()) for tensor in network.state_dict().values()):
         raise TrainingError(_diverged(task, phase, epochs - 1, "a weight or a statistic"))
+    at.finish()
     network.eval()
 
 
@@ -269,6 +283,7 @@ def n_correct_and_finite(network: nn.Module, data: TensorExamples, kept: tuple[T
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     correct = n_finite = 0
     for x, y, meets in batches(data, kept, EVALUATION_BATCH, device):
+        stopping.check()
         # A predictor takes one argument for each input, as the user's own network does.
         logits = network(*parts(x)) if isinstance(network, fx.GraphModule) else network(x) if meets is None else network(x, meets)
         finite = torch.isfinite(logits).all(1)
@@ -328,6 +343,7 @@ def activities(
     sums: list[list[Tensor]] = []
     n = 0
     for x, _, _ in batches(data, None, EVALUATION_BATCH // 2, device):
+        stopping.check()
         values, n_examples = network(*parts(x)), length(x)
         found = [_moments(value, wiring, name) for value, name in zip(values, reads, strict=True)]
         found = [[part * n_examples for part in moments] for moments in found]  # every example counts the same

@@ -35,8 +35,9 @@ class Method(Protocol):
         validation: tuple[Inputs, Tensor],
         n_classes: int,
         progress: Callable[[dict[str, Any]], None],
+        work: Path | None = None,
     ) -> dict[str, Any]:
-        """Learn one task and return what its `task_learned` event says beside name and times."""
+        """Learn one task and return what its `task_learned` event says beside name and times; see `clnp.work` for `work`."""
         ...
 
     def predict(self, x: Inputs, task: str) -> Tensor:

@@ -37,9 +37,10 @@ class Clnp:
         validation: tuple[Inputs, Tensor],
         n_classes: int,
         progress: Callable[[dict[str, Any]], None],
+        work: Path | None = None,
     ) -> dict[str, Any]:
         """Learn one task; the event tells what it claimed and what the margin cost."""
-        result = self.learner.learn(task_name, train, validation, n_classes=n_classes, config=self.config, progress=progress)
+        result = self.learner.learn(task_name, train, validation, n_classes=n_classes, config=self.config, progress=progress, work=work)
         event = asdict(result)
         # The experiment times every method in the same way and knows the name.
         for known in ("task", "n_classes", "seconds"):

@@ -6,19 +6,21 @@ batches, so that a comparison is one of methods and not of loops. There is no L1
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from clnp import seeds, training
-from clnp.errors import StoreError
+from clnp.errors import StoreError, first_line
 from clnp.files import write_atomic
 from clnp.inputs import parts
 from clnp.sources import TensorExamples
+from clnp.work import Work, fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -74,54 +76,71 @@ def fit_dense_(
     index: int,
     task: str,
     progress: Callable[[dict[str, Any]], None],
+    work: Path | None = None,
 ) -> float:
     """Train a dense network on one task, in place, and return its validation accuracy.
+
+    What an earlier process kept in `work` of this very training is not done again.
 
     Raises:
         TrainingError: the loss or a weight became NaN or infinite.
     """
     network.to(config.device)
-    held_out = TensorExamples(*validation)
-    training.fit(
-        network,
-        TensorExamples(*train),
-        None,
-        config,
-        phase="train",
-        epochs=config.total_epochs,
-        lr=config.lr,
-        l1=0.0,
-        n_classes=network.head.out_features,
-        place=(seed, "task", index, "train", 0),  # where CLNP draws the batches of its first epochs, too
-        task=task,
-        validation=lambda: training.n_correct(network, held_out),
-        progress=progress,
-    )
-    return training.n_correct(network, held_out) / len(held_out)
+    examples, held_out = TensorExamples(*train), TensorExamples(*validation)
+    place = (seed, "task", index, "train", 0)  # where CLNP draws the batches of its first epochs, too
+    facts, tensors = fingerprint(train=examples, validation=held_out)
+    # The network holds all that earlier tasks and the method give to this one.
+    state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    with Work(work, progress) as kept:
+        kept.open(task, {"place": place, "config": config.model_dump(mode="json"), "data": facts}, {**tensors, **state})
+        training.fit(
+            network,
+            examples,
+            None,
+            config,
+            phase="train",
+            epochs=config.total_epochs,
+            lr=config.lr,
+            l1=0.0,
+            n_classes=network.head.out_features,
+            place=place,
+            task=task,
+            validation=lambda: training.n_correct(network, held_out),
+            progress=progress,
+            work=kept,
+        )
+        return training.n_correct(network, held_out) / len(held_out)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file as a whole: a crash leaves no half of it under its name."""
-    write_atomic(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Write a safetensors file as a whole, and return its SHA-256: a crash leaves no half of it under its name."""
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    write_atomic(path, data)
+    return hashlib.sha256(data).hexdigest()
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
     """Read a safetensors file.
+
+    Args:
+        path: of the file.
+        sha256: of its content, from the state that counts it.
 
     Raises:
         StoreError: it is missing or damaged.
     """
     try:
-        return load_file(path)
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise _damaged(path, f"the safetensors file whose SHA-256 stands in {STATE}", "another content")
+        return load(data)
     except (OSError, SafetensorError) as error:
-        raise StoreError(
-            f"cannot load '{path}': expected a safetensors file as `clnp run` wrote it, found: {error}. Start the run anew."
-        ) from error
+        raise _damaged(path, "a safetensors file as `clnp run` wrote it", first_line(error)) from error
 
 
 def write_state(directory: Path, state: Mapping[str, Any]) -> None:
-    """Replace the small file that says which tensor files count."""
-    write_atomic(directory / STATE, json.dumps(state, indent=2) + "\n")
+    """Replace the small file that says which tensor files count; it carries a checksum of itself."""
+    write_atomic(directory / STATE, json.dumps({**state, "checksum": _checksum(state)}, indent=2) + "\n")
 
 
 def read_state(directory: Path) -> dict[str, Any]:
@@ -131,10 +150,25 @@ def read_state(directory: Path) -> dict[str, Any]:
         StoreError: it is damaged.
     """
     path = directory / STATE
+    if not path.exists():
+        return {"n_classes": {}, "sha256": {}}
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"n_classes": {}}
-    except ValueError as error:
-        raise StoreError(f"cannot load '{path}': expected JSON as `clnp run` wrote it, found: {error}. Start the run anew.") from error
+        state = json.loads(path.read_text(encoding="utf-8"))
+        found = state.pop("checksum")
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise _damaged(path, "JSON with a checksum as `clnp run` wrote it", first_line(error)) from error
+    if found != _checksum(state):
+        raise _damaged(path, "the content that its checksum is of", "another one")
+    return state
+
+
+def _checksum(state: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of plain data, in their order: it is that of the tasks."""
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
+
+
+def _damaged(path: Path, expected: str, found: str) -> StoreError:
+    return StoreError(f"cannot load '{path}': expected {expected}, found: {found}. Restore it from a copy, or start the run anew.")
 
 
 def load_into_(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -53,12 +53,15 @@ class Finetune:
         validation: tuple[Inputs, Tensor],
         n_classes: int,
         progress: Callable[[dict[str, Any]], None],
+        work: Path | None = None,
     ) -> dict[str, Any]:
         """Train everything on one task."""
         index = len(self.n_classes)
         head = self._head(index, n_classes)
         network = DenseNetwork(self.trunk, head)
-        accuracy = fit_dense_(network, train, validation, self.config, seed=self.seed, index=index, task=task_name, progress=progress)
+        accuracy = fit_dense_(
+            network, train, validation, self.config, seed=self.seed, index=index, task=task_name, progress=progress, work=work
+        )
         self.n_classes[task_name] = n_classes
         return {"accuracy": accuracy}
 
@@ -88,8 +91,8 @@ class Finetune:
         directory.mkdir(parents=True, exist_ok=True)
         file = f"network-{len(self.n_classes)}.safetensors"
         both = nn.ModuleDict({"trunk": self.trunk, "heads": self.heads})
-        write_tensors(directory / file, both.state_dict())
-        write_state(directory, {"file": file, "n_classes": self.n_classes})
+        sha256 = write_tensors(directory / file, both.state_dict())
+        write_state(directory, {"file": file, "sha256": {file: sha256}, "n_classes": self.n_classes})
         for old in directory.glob("network-*.safetensors"):
             if old.name != file:
                 old.unlink()
@@ -102,7 +105,7 @@ class Finetune:
         widths = list(state["n_classes"].values()) if self.config.head == "multi" else [max(state["n_classes"].values())]
         self.heads = nn.ModuleList(nn.Linear(self.n_features, width) for width in widths).to(self.config.device)
         path = directory / state["file"]
-        load_into_(nn.ModuleDict({"trunk": self.trunk, "heads": self.heads}), read_tensors(path), path)
+        load_into_(nn.ModuleDict({"trunk": self.trunk, "heads": self.heads}), read_tensors(path, state["sha256"][path.name]), path)
         self.n_classes = state["n_classes"]
 
     def capacity(self) -> None:

@@ -48,11 +48,14 @@ class Single:
         validation: tuple[Inputs, Tensor],
         n_classes: int,
         progress: Callable[[dict[str, Any]], None],
+        work: Path | None = None,
     ) -> dict[str, Any]:
         """Train a new network on one task."""
         index = len(self.networks)
         network = DenseNetwork(self.make_trunk(), make_head(self.n_features, n_classes, self.seed, "task", index))
-        accuracy = fit_dense_(network, train, validation, self.config, seed=self.seed, index=index, task=task_name, progress=progress)
+        accuracy = fit_dense_(
+            network, train, validation, self.config, seed=self.seed, index=index, task=task_name, progress=progress, work=work
+        )
         self.networks[task_name] = network
         return {"accuracy": accuracy}
 
@@ -64,18 +67,22 @@ class Single:
     def save(self, directory: Path) -> None:
         """Write the networks that are not there yet, one file each, then make them count."""
         directory.mkdir(parents=True, exist_ok=True)
-        n_saved = len(read_state(directory)["n_classes"])
+        sha256 = read_state(directory)["sha256"]
         for index, network in enumerate(self.networks.values()):
-            if index >= n_saved:
-                write_tensors(_file(directory, index), network.state_dict())
-        write_state(directory, {"n_classes": {task: network.head.out_features for task, network in self.networks.items()}})
+            path = _file(directory, index)
+            if path.name not in sha256:
+                sha256[path.name] = write_tensors(path, network.state_dict())
+        n_classes = {task: network.head.out_features for task, network in self.networks.items()}
+        write_state(directory, {"sha256": sha256, "n_classes": n_classes})
 
     def load(self, directory: Path) -> None:
         """Read all networks."""
         self.networks = {}
-        for index, (task, n_classes) in enumerate(read_state(directory)["n_classes"].items()):
+        state = read_state(directory)
+        for index, (task, n_classes) in enumerate(state["n_classes"].items()):
+            path = _file(directory, index)
             network = DenseNetwork(self.make_trunk(), nn.Linear(self.n_features, n_classes)).to(self.config.device)
-            load_into_(network, read_tensors(_file(directory, index)), _file(directory, index))
+            load_into_(network, read_tensors(path, state["sha256"][path.name]), path)
             self.networks[task] = network
 
     def capacity(self) -> None:

@@ -48,7 +48,7 @@ class Started(Record):
 
 
 class Progress(Record):
-    """The newest event `epoch` or `phase`: what the task in training is at."""
+    """The newest event `epoch`, `phase` or `task_resumed`: what the task in training is at."""
 
     task: str
     phase: str
@@ -252,7 +252,9 @@ def _apply_event_(log: Log, event: dict[str, Any]) -> None:
             log.started = Started.model_validate(event)
         case "run_resumed":
             _resume_(log, event.get("index"))
-        case "epoch" | "phase":
+        case "task_resumed" if event.get("phase") is None:  # of an earlier process there is only the time it took
+            log.progress = None
+        case "epoch" | "phase" | "task_resumed":
             log.progress = Progress.model_validate(event)
         case "task_learned":
             learned = Learned.model_validate(event)

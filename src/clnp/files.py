@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from pathlib import Path
 
 system: Any = os
 """Where the calls come from that change the disk. `tests/faults` and `benchmarks/faults.py` put a saboteur here, and nowhere else."""

@@ -50,9 +50,9 @@ def locked(directory: Path, doing: str = "run in", *, timeout: float = 0.5) -> G
         with contextlib.suppress(OSError):  # it is only for messages
             _sign(directory / HOLDER)
         yield
+    finally:
         with contextlib.suppress(OSError):
             (directory / HOLDER).unlink(missing_ok=True)
-    finally:
         lock.release()
 
 

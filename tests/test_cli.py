@@ -16,7 +16,7 @@ import yaml
 from rich.console import Console
 
 import clnp as package
-from clnp import cli, console, experiment, rundir
+from clnp import cli, console, experiment, locks, rundir
 from clnp.report import read_run
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent / "src"), "COLUMNS": "120"}
@@ -115,7 +115,7 @@ def test_json_is_all_that_stdout_gets(clnp, tmp_path):
     code, out, _ = clnp("run", "digits", "--method", "finetune", "--seed", "3", "--out", "x", "--json", *FAST)
     assert code == 0
     summary = json.loads(out)
-    assert summary == json.loads((tmp_path / "x" / "summary.json").read_text())
+    assert summary == rundir.read_summary(tmp_path / "x")
     assert summary["seed"] == 3
     assert summary["command"] == shlex.join(["clnp", "run", "digits", "--method", "finetune", "--seed", "3", "--out", "x", "--json", *FAST])
 
@@ -258,7 +258,7 @@ def test_status_of_a_finished_and_of_a_running_run(clnp, finished):
     assert out.endswith("finished\n")
     (finished / "summary.json").rename(finished / "hidden")
     try:
-        with rundir.locked(finished):
+        with locks.locked(finished):
             code, out, _ = clnp("status", finished)
     finally:
         (finished / "hidden").rename(finished / "summary.json")
@@ -336,6 +336,22 @@ def test_the_moving_bar_shows_eta_accuracy_and_capacity():
     assert re.search(r"ETA \d", last)
     assert "accuracy 50.00 %" in last
     assert "free ████████░░ 80 %" in last
+
+
+def test_a_task_that_goes_on_counts_the_epochs_that_were_done_before(monkeypatch):
+    file, clock = io.StringIO(), [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    with console.Display(epochs=10, n_tasks=2, console=Console(file=file, force_terminal=False)) as display:
+        display({"event": "run_resumed", "index": 1})
+        display({"event": "task_resumed", "task": "b", "phase": "train", "epoch": 7, "epochs_done": 7, "seconds": 70.0})
+        clock[0] = 20.0
+        display({"event": "epoch", "task": "b", "phase": "train", "epoch": 8, "epochs": 10, "loss": 0.5})
+        display({"event": "notice", "message": "the disk is full"})
+        display({"event": "task_resumed", "task": "b", "phase": None, "epoch": 0, "epochs_done": 0, "seconds": 1.0})
+    lines = file.getvalue().splitlines()
+    assert "  task 2/2 b: going on in phase train, epoch 7" in lines
+    assert any("train epoch 8/10" in line and line.endswith("ETA 40 s") for line in lines), "one epoch took 20 seconds, and two are left"
+    assert lines[-1] == "  note: the disk is full"
 
 
 def test_plain_lines_come_one_by_one_and_take_names_as_they_are(monkeypatch):

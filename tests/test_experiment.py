@@ -2,20 +2,22 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
-from clnp import metrics, rundir
-from clnp.errors import ConfigError, DataError, StoreError
+from clnp import locks, metrics, rundir, work
+from clnp.errors import ConfigError, DamageError, DataError, StoreError
 from clnp.experiment import configure, run
-from clnp.files import write_atomic
 from clnp.methods import METHODS
+from clnp.report import read_run
 
 SETTINGS = {"epochs": 3, "rounds": 1, "finetune_epochs": 1, "batch_size": 32}
 TIMES = ("seconds_per_task", "cpu_seconds_per_task")
@@ -42,7 +44,7 @@ def finished(tmp_path_factory):
 @pytest.mark.parametrize("method", METHODS)
 def test_the_summary_says_what_the_contract_promises(finished, method):
     out, summary = finished[method]
-    assert json.loads((out / "summary.json").read_text()) == summary
+    assert rundir.read_summary(out) == summary
     assert {key: summary[key] for key in ("benchmark", "method", "model", "seed")} == {
         "benchmark": "digits",
         "method": method,
@@ -155,6 +157,64 @@ def test_a_stopped_run_continues_to_the_same_summary(finished, tmp_path, method,
     assert len(resumed) == 1
 
 
+def test_the_costs_of_a_continued_task_are_those_of_all_processes(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("clnp.work.Work.spent", lambda self: (1000.0, 500.0))
+        with pytest.raises(Stop):
+            run(tiny("single"), out, progress=stop_at("task_learned", 2))  # learned, but not saved
+    with pytest.raises(Stop):
+        run(tiny("single"), out, progress=stop_at("task_learned", 1))  # learned again, and killed again before it is saved
+    summary = run(tiny("single"), out)
+    resumed = [event for event in rundir.read_events(out) if event["event"] == "task_resumed"]
+    assert [(event["task"], event["phase"], event["epochs_done"]) for event in resumed] == [("digits-1", "train", 4)] * 2
+    learned = [event for event in rundir.read_events(out) if event["event"] == "task_learned" and event["index"] == 1]
+    assert 1000.0 < learned[1]["seconds"] < 1030.0
+    assert summary["seconds_per_task"][1] == learned[-1]["seconds"] > 1000.0
+    assert summary["cpu_seconds_per_task"][1] > 500.0
+    assert summary["seconds_per_task"][2] < 100.0, "the next task begins at zero"
+
+
+def test_a_finished_run_keeps_no_training_state(finished, tmp_path, monkeypatch):
+    for out, _ in finished.values():
+        assert not (out / rundir.WORK).exists()
+    out = tmp_path / "run"
+    events, clears, clear = [], [], work.clear
+
+    def cut_short(directory):
+        assert [path.name for path in directory.iterdir()] == ["work-train-0.safetensors"]
+        clears.append(len(list((out / "model").glob("network-*"))))
+        if len(clears) == 3:
+            raise Stop  # the last task is saved, and its training state is still there
+        clear(directory)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "clear", cut_short)
+        with pytest.raises(Stop):
+            run(tiny("single"), out, progress=events.append)
+    assert clears == [1, 2, 3], "cleared when the task is saved, and not before"
+    assert "notice" not in {event["event"] for event in events}, "no task finds what another one left"
+    run(tiny("single"), out)
+    assert not (out / rundir.WORK).exists()
+
+
+@pytest.mark.parametrize("n_resumed", [1, 2])
+def test_status_of_a_continued_task_tells_where_it_is(tmp_path, n_resumed):
+    """It goes on with the phase that was kept; when the state is lost, it is at no epoch until it has done one."""
+    out = tmp_path / "run"
+    for _ in range(n_resumed + 1):
+        with pytest.raises(Stop):
+            run(tiny(), out, progress=stop_at("phase", 2))  # 1: score, 2: select
+    at = read_run(out).progress
+    assert (at.task, at.phase, at.epoch) == ("digits-0", "train", 3)
+    shutil.rmtree(out / rundir.WORK)
+    with pytest.raises(Stop):
+        run(tiny(), out, progress=stop_at("run_resumed", 1))
+    assert read_run(out).progress is None
+    epochs = [(event["phase"], event["epoch"]) for event in rundir.read_events(out) if event["event"] == "epoch"]
+    assert epochs == [("train", 1), ("train", 2), ("train", 3)], "nothing was done twice"
+
+
 def test_a_kill_between_model_and_evaluation_costs_nothing(finished, tmp_path, monkeypatch):
     out = tmp_path / "run"
     evaluate = "clnp.experiment._evaluate"
@@ -174,16 +234,18 @@ def test_a_kill_while_the_model_is_saved_costs_one_task_at_most(finished, tmp_pa
     """Stop before the n-th file of the model is written, which may be the very first."""
     out, written = tmp_path / "run", []
 
-    def cut_short(path, data):
-        written.append(path)
-        if len(written) == write:
-            raise Stop
-        write_atomic(path, data)
+    def cut_short(path, flags, mode=0o777):
+        if out / "model" in Path(path).parents:
+            written.append(path)
+            if len(written) == write:
+                raise Stop
+        return os.open(path, flags, mode)
 
     with monkeypatch.context() as patch:
-        patch.setattr("clnp.store.write_atomic" if method == "clnp" else "clnp.methods.dense.write_atomic", cut_short)
+        patch.setattr("clnp.files.system", SimpleNamespace(**{**vars(os), "open": cut_short}))
         with pytest.raises(Stop):
             run(tiny(method), out, command="clnp run digits")
+    assert len(written) == write
     assert timeless(run(tiny(method), out)) == timeless(finished[method][1])
 
 
@@ -192,6 +254,9 @@ def test_a_model_that_lost_a_task_is_refused(tmp_path):
     with pytest.raises(Stop):
         run(tiny(), out, progress=stop_at("evaluated", 2))
     (out / "model" / "model.json").unlink()
+    with pytest.raises(DamageError, match=r"model\.json.*it is missing"):
+        run(tiny(), out)
+    shutil.rmtree(out / "model")
     with pytest.raises(StoreError, match=r"its model knows 0 tasks.*2 evaluated"):
         run(tiny(), out)
 
@@ -220,7 +285,7 @@ def test_killed_for_good_and_given_again(finished, tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not rundir.is_locked(out)
+    assert not locks.is_locked(out)
     summary = run(tiny(), out)
     ignored = {*TIMES, "command", "versions"}  # the thread count of a subprocess is its own
     expected = finished["clnp"][1]
@@ -251,7 +316,7 @@ def test_damaged_events_are_refused(tmp_path):
         run(tiny("single"), out, progress=stop_at("evaluated", 1))
     text = (out / "events.jsonl").read_text().replace('"event": "epoch"', '"event": "epo', 1)
     (out / "events.jsonl").write_text(text)
-    with pytest.raises(StoreError, match="line 2 is damaged"):
+    with pytest.raises(StoreError, match=r"line 2 of its events\.jsonl is damaged"):
         run(tiny("single"), out)
 
 
@@ -275,7 +340,7 @@ def test_a_directory_of_other_files_is_refused_and_untouched(tmp_path):
 
 
 def test_two_processes_do_not_share_a_directory(tmp_path):
-    with rundir.locked(tmp_path), pytest.raises(StoreError, match=f"process {os.getpid()} is at work"):
+    with locks.locked(tmp_path), pytest.raises(StoreError, match=f"process {os.getpid()} is at work"):
         run(tiny(), tmp_path)
     assert not (tmp_path / "config.yaml").exists()
 

@@ -19,7 +19,7 @@ from torch import nn
 
 import clnp
 import small
-from clnp import cli, experiment
+from clnp import cli, experiment, runs
 from clnp import export as module
 from clnp.export import export
 from clnp.files import replacing
@@ -433,7 +433,7 @@ def test_the_command_exports_a_task_of_a_run_checked_on_its_test_examples(comman
     first, second = out.splitlines()
     assert first == f"{file}: task 'digits-1' as onnx, {file.stat().st_size:,} bytes"
     assert re.fullmatch(rf"checked on {n + 21} examples: largest difference [0-9.e-]+, top-1 agreement 100.00 %", second)
-    learner, _ = experiment.load_learner(finished)
+    learner, _ = runs.load_learner(finished)
     x = experiment.BENCHMARKS["digits"].tasks(None, 0, 2)[1].test[0]
     torch.testing.assert_close(run(file, x), learner.predict(x, task="digits-1"), atol=1e-5, rtol=1e-5)
     assert experiment.run(experiment.configure("digits", n_tasks=2, settings=FAST), finished), "the run directory is still one"

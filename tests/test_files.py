@@ -8,9 +8,11 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import clnp.files
 from clnp.files import write_atomic
 
 
@@ -46,20 +48,21 @@ def test_a_torn_file_of_an_earlier_crash_is_in_nobodys_way(file):
     assert [p.name for p in file.parent.iterdir()] == ["model.json"]
 
 
-@pytest.mark.parametrize("where", ["fsync", "replace"])
+@pytest.mark.parametrize("where", ["open", "write", "fsync", "rename"])
 def test_a_failure_on_the_way_leaves_the_old_content(file, monkeypatch, where):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(*((os, "fsync") if where == "fsync" else (Path, "replace")), fail)
+    monkeypatch.setattr(clnp.files, "system", SimpleNamespace(**{**vars(os), where: fail}))
     with pytest.raises(OSError, match="No space left"):
         write_atomic(file, b"new")
     assert file.read_bytes() == b"the old content"
+    assert [p.name for p in file.parent.iterdir()] == [file.name], "nothing is left beside it"
 
 
 def test_content_reaches_the_disk_before_the_name_and_the_name_before_the_return(file, monkeypatch):
     events = []
-    fsync, replace = os.fsync, Path.replace
+    fsync, rename = os.fsync, os.rename
 
     def watched_fsync(descriptor):
         kind = "directory" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "content"
@@ -70,15 +73,25 @@ def test_content_reaches_the_disk_before_the_name_and_the_name_before_the_return
         events.append(kind)
         fsync(descriptor)
 
-    def watched_replace(self, target):
-        assert self.parent == Path(target).parent, "a rename is atomic within one directory only"
+    def watched_rename(source, target):
+        assert Path(source).parent == Path(target).parent, "a rename is atomic within one directory only"
+        assert Path(source).read_bytes() == b"new"
         events.append("rename")
-        return replace(self, target)
+        rename(source, target)
 
-    monkeypatch.setattr(os, "fsync", watched_fsync)
-    monkeypatch.setattr(Path, "replace", watched_replace)
+    watched = SimpleNamespace(**{**vars(os), "fsync": watched_fsync, "rename": watched_rename})
+    monkeypatch.setattr(clnp.files, "system", watched)
     write_atomic(file, b"new")
     assert events == ["content", "rename", "directory"]
+
+
+def test_what_is_disposable_waits_for_no_disk_and_is_replaced_as_a_whole(file, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: pytest.fail("synced"))
+    replace, seen = Path.replace, []
+    monkeypatch.setattr(Path, "replace", lambda self, target: (seen.append(self.read_bytes()), replace(self, target)))
+    write_atomic(file, b"new", durable=False)
+    assert seen == [b"new"]
+    assert file.read_bytes() == b"new"
 
 
 def test_no_descriptor_is_left_open(file):

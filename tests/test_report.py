@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, replace
 from html.parser import HTMLParser
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -335,7 +337,7 @@ def test_report_is_written_in_one_step_and_is_reproducible(tmp_path, monkeypatch
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.replace", fail)
+    monkeypatch.setattr("clnp.files.system", SimpleNamespace(**{**vars(os), "rename": fail}))
     path.write_bytes(b"the old one")
     with pytest.raises(StoreError, match=r"cannot write the report .*No space left"):
         write_report(directory)
@@ -474,11 +476,13 @@ def test_progress_is_what_the_task_in_training_is_at(tmp_path):
     directory = mnist(1, n_planned=3).write(tmp_path / "run", finished=False)
     assert read_run(directory).progress is None
     with (directory / "events.jsonl").open("a") as file:
-        event = {"event": "epoch", "task": "later-0", "phase": "train", "epoch": 3, "epochs": 10, "loss": float("nan"), "time": START}
-        file.write(json.dumps(event) + "\n")
+        event = {"event": "epoch", "task": "later-0", "phase": "train", "epoch": 3, "epochs": 10, "loss": 0.5, "time": START}
+        # What no JSON is (a loss of NaN) is no event: nothing that is read can be other than finite.
+        file.write(json.dumps(event) + "\n" + json.dumps(event | {"epoch": 4, "loss": math.nan}) + "\n")
     progress = read_run(directory).progress
     assert progress is not None
     assert (progress.task, progress.epoch, progress.epochs) == ("later-0", 3, 10)
+    assert "1 line of events.jsonl could not be read" in page_of(directory).text
     assert "Last seen: task later-0 , train, epoch 3 of 10, 2025-10-09 08:53:20 UTC." in page_of(directory).text
 
 
@@ -501,7 +505,7 @@ def test_what_is_no_run_is_refused_by_name(tmp_path):
 def test_a_damaged_summary_is_refused(tmp_path, content):
     directory = mnist(2).write(tmp_path / "run")
     (directory / "summary.json").write_text(content, encoding="latin-1")
-    with pytest.raises(StoreError, match=r"cannot read the run summary .*Delete the file"):
+    with pytest.raises(StoreError, match=r"summary\.json.*(Remove that file|Delete the file)"):
         read_run(directory)
 
 

@@ -2,42 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import functools
-import hashlib
-import json
+import os
 import pickle
 import random
 import shutil
 from collections import OrderedDict
+from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 import clnp
+import clnp.files
 import clnp.store
+import ledgers
 import small
+from ledgers import X, empty, learn
 from test_wiring import Net
-
-SETTINGS = {"epochs": 2, "finetune_epochs": 0, "rounds": 1, "batch_size": 32, "margin": 0.05, "pool": 0.4}
-X = small.task(0, 40)[0]
-
-
-def learn(learner, name, number=0, **settings):
-    x, y = small.task(number)
-    return learner.learn(name, (x[:180], y[:180]), (x[180:], y[180:]), config=clnp.LearnConfig(**{**SETTINGS, **settings}))
-
-
-@functools.cache
-def empty(network, seed):
-    return clnp.Learner(small.network(network), torch.zeros(2, *small.SHAPE), seed=seed)
 
 
 def learned(network, tasks, seed=0):
-    learner = copy.deepcopy(empty(network, seed))  # captured once
+    learner = empty(network, seed)  # captured once
     for number, (name, config) in enumerate(tasks.items()):
         learn(learner, name, number, **config)
     return learner
@@ -49,7 +37,7 @@ def load(directory, network="mlp", seed=77):
 
 def read(directory):
     """Verify an mlp's directory as `load` does, without capturing the network anew."""
-    return clnp.store.read(directory, empty("mlp", 0).wiring)
+    return clnp.store.read(directory, ledgers._empty("mlp", 0).wiring)
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +54,9 @@ def directory(original, tmp_path_factory):
 @pytest.fixture
 def saved(directory):
     """A directory that may be damaged: it is made whole again afterwards."""
-    files = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    files = ledgers.snapshot(directory)
     yield directory
-    for path, content in files.items():
-        path.write_bytes(content)
+    ledgers.restore(directory, files)
 
 
 def assert_same(one, two):
@@ -128,7 +115,7 @@ def stamps(directory):
     return {
         str(path.relative_to(directory)): (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes())
         for path in sorted(directory.rglob("*"))
-        if path.is_file()
+        if path.is_file() and not path.name.startswith(".")
     }
 
 
@@ -136,19 +123,25 @@ def test_committed_files_are_written_once(tmp_path):
     learner = learned("vgg", {"a": {}})
     learner.save(tmp_path)
     before = stamps(tmp_path)
-    assert set(before) == {"model.json", "constants.safetensors", "tasks/000.safetensors"}
+    assert set(before) == {"model.json", "constants.safetensors", "log.jsonl", "HEAD", "tasks/000.safetensors"}
     learn(learner, "b", 1)
     learner.save(tmp_path)
     learn(learner, "c", 2)
     learner.save(tmp_path)
     after = stamps(tmp_path)
     assert set(after) == {*before, "tasks/001.safetensors", "tasks/002.safetensors"}, "and nothing else is left"
-    assert after["tasks/000.safetensors"] == before["tasks/000.safetensors"]
+    assert all(after[file] == before[file] for file in before.keys() - {"log.jsonl", "HEAD"})
+    assert after["log.jsonl"][0] == before["log.jsonl"][0], "the log is the same file"
+    assert after["log.jsonl"][2].startswith(before["log.jsonl"][2]), "and is only added to"
     found = load(tmp_path, "vgg")
     learn(found, "d", 3)
     found.save(tmp_path)
     assert all(stamps(tmp_path)[f"tasks/00{n}.safetensors"] == after[f"tasks/00{n}.safetensors"] for n in range(3))
     assert load(tmp_path, "vgg").tasks == ("a", "b", "c", "d")
+    found.save(tmp_path)
+    last = stamps(tmp_path)
+    found.save(tmp_path)
+    assert stamps(tmp_path) == last, "what is there is not written again"
 
 
 def test_a_task_file_holds_the_claimed_rows_alone(original, saved):
@@ -164,14 +157,15 @@ def test_a_task_file_holds_the_claimed_rows_alone(original, saved):
 
 def test_the_directory_of_another_learner_is_refused_and_left_alone(original, saved):
     before = stamps(saved)
-    others = [
-        learned("mlp", {"one": {}}, seed=9),
-        learned("mlp", {"uno": {}}),
-        learned("vgg", {"one": {}, "two": {}, "three": {}, "four": {}}),
-    ]
-    fewer = learned("mlp", {"one": {}})
-    for other in (*others, fewer):
-        with pytest.raises(clnp.StoreError, match="it holds another learner, whose tasks differ"):
+    others = {
+        "of another network, seed or head": learned("mlp", {"one": {}}, seed=9),
+        "whose task 'one' is not the task 'uno' of this one": learned("mlp", {"uno": {}}),
+        "of another network": learned("vgg", {"one": {}, "two": {}, "three": {}, "four": {}}),
+        "whose task 'two' is not the task 'two'": learned("mlp", {"one": {}, "two": {}}),
+        "which has learned more: 'two'": learned("mlp", {"one": {}}),
+    }
+    for why, other in others.items():
+        with pytest.raises(clnp.StoreError, match=f"it holds another learner, {why}"):
             other.save(saved)
         assert stamps(saved) == before
     original.save(saved)
@@ -190,57 +184,45 @@ def damage(kind, content, rng):
 
 
 KINDS = ["flipped", "truncated", "empty", "longer", "zeroed", "a pickle"]
-FILES = ["constants.safetensors", "tasks/000.safetensors", "tasks/001.safetensors", "tasks/002.safetensors"]
+TASKS = ["tasks/000.safetensors", "tasks/001.safetensors", "tasks/002.safetensors"]
+FILES = ["model.json", "constants.safetensors", *TASKS, "log.jsonl", "HEAD"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("file", [*FILES, "model.json"])
+@pytest.mark.parametrize("file", FILES)
 def test_a_damaged_file_is_refused_by_name(file, kind, saved):
     rng, content = random.Random(kind + file), (saved / file).read_bytes()
     for _ in range(60 if kind in ("flipped", "truncated") else 1):
         damaged = damage(kind, content, rng)
-        if file == "model.json" and damaged.strip(b"\0 \n") == content.strip():
-            continue
         (saved / file).write_bytes(damaged)
+        if (file, kind) == ("log.jsonl", "longer"):
+            assert read(saved).allocation.tasks == ("one", "two", "three"), "beyond HEAD nothing counts that is not whole"
+            continue
         with pytest.raises(clnp.StoreError) as caught:
             read(saved)
+        is_other_format = file == "model.json" and "Install the clnp version that wrote it" in str(caught.value)
+        assert is_other_format or isinstance(caught.value, clnp.DamageError), str(caught.value)
         assert str(saved / file) in str(caught.value), str(caught.value)
     (saved / file).write_bytes(content)
     read(saved)
 
 
-@pytest.mark.parametrize("file", [*FILES, "model.json"])
+@pytest.mark.parametrize("file", FILES)
 def test_a_missing_file_is_refused_by_name(file, saved):
     (saved / file).unlink()
-    with pytest.raises(clnp.StoreError, match=file.split("/")[-1].replace(".", r"\.")):
+    with pytest.raises(clnp.DamageError) as caught:
         read(saved)
+    assert f"cannot read '{saved / file}'" in str(caught.value)
+    assert "it is missing. Restore" in str(caught.value)
 
 
 def test_swapped_files_are_refused(saved):
-    one, two = (saved / file for file in FILES[1:3])
+    one, two = (saved / file for file in TASKS[:2])
     a, b = one.read_bytes(), two.read_bytes()
     one.write_bytes(b)
     two.write_bytes(a)
-    with pytest.raises(clnp.StoreError, match=r"000\.safetensors"):
+    with pytest.raises(clnp.DamageError, match=r"000\.safetensors"):
         read(saved)
-
-
-def forge(saved, change, number=0):
-    """Change a task's file and write down its new hash, as one who knows the format would."""
-    file = saved / "tasks" / f"00{number}.safetensors"
-    tensors = load_file(file)
-    change(tensors)
-    save_file(tensors, file)
-    description = json.loads((saved / "model.json").read_text())
-    description["tasks"][number]["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
-    seal(saved, description)
-
-
-def seal(saved, description):
-    """Write a description with its right checksum, where it can have one."""
-    with contextlib.suppress(ValueError):
-        description = clnp.store.Description.model_validate_json(json.dumps(description)).sealed().model_dump()
-    (saved / "model.json").write_text(json.dumps(description))
 
 
 def fill(key, value):
@@ -263,36 +245,39 @@ def fill(key, value):
     ],
 )
 def test_content_that_cannot_be_is_refused_even_with_a_right_hash(change, message, saved):
-    forge(saved, change)
-    with pytest.raises(clnp.StoreError, match=message) as caught:
+    ledgers.forge(saved, 0, change)
+    with pytest.raises(clnp.DamageError, match=message) as caught:
         read(saved)
     assert "000.safetensors" in str(caught.value)
-
-
-def edit(saved, **changes):
-    description = json.loads((saved / "model.json").read_text())
-    seal(saved, {**description, **changes})
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 3}, "expected format 1 or 2, found 3. Install the clnp version that wrote it"),
-        ({"dtype": "load"}, "no such dtype: 'load'"),
+        ({"format": 4}, "expected format 1 to 3, found 4. Install the clnp version that wrote it"),
+        ({"inputs": [{"shape": [1, 8, 8], "dtype": "load"}]}, "no such dtype: 'load'"),
+        ({"inputs": []}, "it is damaged"),
+        ({"inputs": [{"shape": [2**40], "dtype": "float32"}]}, "it is damaged"),
         ({"surprise": 1}, "it is damaged"),
-        (
-            {"tasks": [{"name": "a", "file": "../../evil.safetensors", "sha256": "", "n_classes": 2, "head": "multi", "private": False}]},
-            "damaged",
-        ),
         ({"groups": {"2": 20, "5": 17}}, "made with another network"),
         ({"graph": "0" * 64}, "made with another network"),
-        ({"seed": "0"}, "damaged"),
+        ({"seed": "0"}, "it is damaged"),
+        ({"seed": 0.0}, "it is damaged"),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )
-def test_a_description_that_cannot_be_is_refused(changes, message, saved):
-    edit(saved, **changes)
+def test_a_description_that_cannot_be_is_refused_even_with_a_right_hash(changes, message, saved):
+    ledgers.edit_model(saved, **changes)
     with pytest.raises(clnp.StoreError, match=message):
+        read(saved)
+
+
+@pytest.mark.parametrize("file", ["../../evil", "../../evil.safetensors", -1, 1, 2**60, 0.0, True, None])
+def test_no_path_comes_from_a_record(file, saved):
+    records = ledgers.records_of(saved)
+    records[1]["file"] = file
+    ledgers.rechain(saved, records)
+    with pytest.raises(clnp.DamageError, match=r"log\.jsonl' \(record 1\)"):
         read(saved)
 
 
@@ -313,44 +298,50 @@ def test_what_is_no_model_directory_is_refused(tmp_path):
         load(tmp_path)
     (tmp_path / "file").write_text("a file")
     for directory in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(clnp.StoreError, match="cannot save the model to"):
+        with pytest.raises(clnp.StoreError, match=r"cannot save (the model )?to"):
             empty("mlp", 0).save(directory)
 
 
-def test_a_crash_while_saving_leaves_what_was_there(original, tmp_path, monkeypatch):
+@pytest.mark.parametrize("how", ["full", "killed", "torn"])
+def test_a_crash_while_saving_leaves_what_was_there(how, original, tmp_path, monkeypatch):
     learned("mlp", {"one": {}}).save(tmp_path / "before")
-    real, stop = clnp.store.write_atomic, 0
-    while True:
-        directory = tmp_path / f"crash-{stop}"
+    directory, seen = tmp_path / "model", set()
+
+    def anew():
+        shutil.rmtree(directory, ignore_errors=True)
         shutil.copytree(tmp_path / "before", directory)
-        left = iter(range(stop))
 
-        def crash(path, content, left=left):
-            if next(left, None) is None:
-                raise OSError(28, "No space left on device")
-            real(path, content)
-
-        monkeypatch.setattr(clnp.store, "write_atomic", crash)
-        crashed = False
-        with contextlib.suppress(clnp.StoreError):
-            crashed = True
-            original.save(directory)
-            crashed = False
-        monkeypatch.undo()
-        assert read(directory).allocation.tasks == (("one",) if crashed else original.tasks)
+    for n_calls in ledgers.faults(monkeypatch, lambda: original.save(directory), anew, how):  # noqa: B007
+        tasks = read(directory).allocation.tasks
+        assert tasks in (("one",), original.tasks), "both tasks are one commit"
+        seen.add(tasks)
         original.save(directory)
-        assert_same(original, load(directory))
-        if not crashed:
-            break
-        stop += 1
-    assert stop >= 3, "two tasks and the description were written"
+        assert read(directory).allocation.tasks == original.tasks
+        assert set(ledgers.snapshot(directory)) == {*FILES}, "nothing is left of the attempt"
+    assert n_calls >= 10, "two files, the log and HEAD were written"
+    assert len(seen) == 2
+    assert_same(original, load(directory))
+
+
+@pytest.mark.parametrize("how", ["full", "killed", "torn"])
+def test_a_crash_of_the_first_save_leaves_nothing_or_a_model(how, original, tmp_path, monkeypatch):
+    directory = tmp_path / "deep" / "model"
+    for n_calls in ledgers.faults(  # noqa: B007
+        monkeypatch, lambda: original.save(directory), lambda: shutil.rmtree(tmp_path / "deep", ignore_errors=True), how
+    ):
+        if clnp.describe.is_there(directory):
+            assert read(directory).allocation.tasks in ((), original.tasks)
+        original.save(directory)
+        assert read(directory).allocation.tasks == original.tasks
+        assert set(ledgers.snapshot(directory)) == {*FILES}
+    assert n_calls >= 20
 
 
 def test_a_full_disk_is_told(original, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(clnp.store, "write_atomic", full)
+    monkeypatch.setattr(clnp.files, "system", SimpleNamespace(**{**vars(os), "write": full}))
     with pytest.raises(clnp.StoreError, match=r"cannot save the model to .* No space left on device"):
         original.save(tmp_path)
 
@@ -360,9 +351,8 @@ def test_no_path_comes_from_a_task_name(name, tmp_path):
     directory = tmp_path / "one" / "two" / "model"
     learner = learned("mlp", {name: {"epochs": 1}})
     learner.save(directory)
-    everything = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    root = "one/two/model/"
-    assert everything == {f"{root}model.json", f"{root}constants.safetensors", f"{root}tasks/000.safetensors"}
+    everything = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file() and not path.name.startswith(".")}
+    assert everything == {f"one/two/model/{file}" for file in ("model.json", "constants.safetensors", "log.jsonl", "HEAD", TASKS[0])}
     assert read(directory).allocation.tasks == (name,)
 
 
@@ -370,13 +360,23 @@ def test_no_path_comes_from_a_task_name(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [('"one"', '"ona"'), ('"single"', '"sinfle"'), ('"seed": 0', '"seed": 1'), ('"n_classes": 3', '"n_classes": 1')]
+    ("file", "old", "new"),
+    [
+        ("log.jsonl", '"one"', '"ona"'),
+        ("log.jsonl", '"single"', '"sinfle"'),
+        ("log.jsonl", '"single"', '"multi"'),
+        ("log.jsonl", '"private":true', '"private":false'),
+        ("log.jsonl", '"n_classes":3', '"n_classes":1'),
+        ("log.jsonl", '"width":0', '"width": 0'),
+        ("model.json", '"seed": 0', '"seed": 1'),
+        ("HEAD", '"record":3', '"record":2'),
+    ],
 )
-def test_a_flipped_bit_in_the_description_is_refused(old, new, saved):
-    text = (saved / "model.json").read_text()
+def test_a_flipped_bit_in_the_description_is_refused(file, old, new, saved):
+    text = (saved / file).read_text()
     assert text.count(old)
-    (saved / "model.json").write_text(text.replace(old, new, 1))
-    with pytest.raises(clnp.StoreError, match=r"model\.json"):
+    (saved / file).write_text(text.replace(old, new, 1))
+    with pytest.raises(clnp.DamageError, match=file):
         read(saved)
 
 

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from clnp import wiring
     from clnp.allocation import FREE, Allocation
+    from clnp.auditing import audit
     from clnp.config import LearnConfig
     from clnp.errors import (
         CapacityError,
         ClnpError,
         ConfigError,
+        DamageError,
         DataError,
         ExportError,
         StoreError,
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
     from clnp.forecast import Forecast
     from clnp.importance import CRITERIA
     from clnp.learner import Learner
+    from clnp.patches import apply_patch, make_patch
     from clnp.records import GroupCapacity, LearnResult
+    from clnp.verification import Verification, verify
     from clnp.wider import widen
 
 __version__ = "0.1.0"
@@ -33,6 +37,7 @@ __all__ = [
     "CapacityError",
     "ClnpError",
     "ConfigError",
+    "DamageError",
     "DataError",
     "ExportError",
     "ExportResult",
@@ -44,7 +49,12 @@ __all__ = [
     "StoreError",
     "TaskError",
     "TrainingError",
+    "Verification",
     "WiringError",
+    "apply_patch",
+    "audit",
+    "make_patch",
+    "verify",
     "widen",
     "wiring",
 ]
@@ -57,6 +67,7 @@ _HOMES = {
         "CapacityError",
         "ClnpError",
         "ConfigError",
+        "DamageError",
         "DataError",
         "ExportError",
         "StoreError",
@@ -69,6 +80,9 @@ _HOMES = {
     "importance": ("CRITERIA",),
     "learner": ("Learner",),
     "records": ("GroupCapacity", "LearnResult"),
+    "auditing": ("audit",),
+    "patches": ("apply_patch", "make_patch"),
+    "verification": ("Verification", "verify"),
     "wider": ("widen",),
 }
 

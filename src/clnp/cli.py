@@ -1,7 +1,8 @@
 """The command line. Nothing heavy is imported before a command needs it: `clnp --help` answers without torch.
 
-Exit codes: 0 done, 1 a failure that the message explains, 2 a command that cannot be understood, 130 stopped with Ctrl-C, 143 stopped
-with SIGTERM. The first Ctrl-C or SIGTERM stops a run after the step under way, the second at once.
+Exit codes: 0 done, 1 a failure that the message explains, 2 a command that cannot be understood, 3 a file is damaged, 4 a task answers
+otherwise than its receipt says, 5 a directory was set back, 130 stopped with Ctrl-C, 143 stopped by SIGTERM.
+The first Ctrl-C or SIGTERM stops a run after the step under way, the second at once.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clnp import __version__
-from clnp.errors import ClnpError, ConfigError, StoreError
+from clnp.cli_models import register
+from clnp.errors import ClnpError, ConfigError, DamageError, StoreError
 
 if TYPE_CHECKING:
     from clnp.experiment import RunConfig
@@ -61,8 +63,11 @@ def main(argv: list[str] | None = None) -> None:
             message = f"{error.strerror or error}: '{error.filename}'" if error.filename else str(error)
         else:
             message = f"internal error: {type(error).__name__}: {error} (give --debug to see where)"
-        _say("clnp: " + " ".join(message.split()))
-        sys.exit(2 if isinstance(error, ConfigError) else 1)
+        line = "clnp: " + " ".join(message.split())
+        _say(
+            "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line)
+        )  # a name must not steer a terminal
+        sys.exit(2 if isinstance(error, ConfigError) else 3 if isinstance(error, DamageError) else 1)
 
 
 def _print_version(wanted: bool) -> None:
@@ -110,15 +115,15 @@ Next steps
 
 def _clear_demo(out: Path) -> None:
     """Make place for a demonstration; remove an earlier one, and nothing else."""
-    from clnp import rundir
+    from clnp import locks
 
     if out.is_dir() and any(out.iterdir()):
         if not (out / DEMO_MARK).is_file():
             raise StoreError(
                 f"cannot write the demonstration to '{out}': that directory is not of an earlier demonstration. Choose another with --out."
             )
-        if rundir.is_locked(out):
-            raise StoreError(f"cannot write the demonstration to '{out}': process {rundir.holder(out)} is at work there.")
+        if locks.is_locked(out):
+            raise StoreError(f"cannot write the demonstration to '{out}': process {locks.holder(out)} is at work there.")
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / DEMO_MARK).write_text("`clnp demo` made this directory and removes it when it starts again.\n", encoding="utf-8")
@@ -187,7 +192,7 @@ def _run(config: RunConfig, out: Path, data: Path | None, command: str) -> dict[
 
 def _settings(pairs: list[str]) -> dict[str, Any]:
     """Return --set KEY=VALUE options as a mapping; values are YAML."""
-    import yaml
+    from clnp.parsing import parse_yaml
 
     settings: dict[str, Any] = {}
     for pair in pairs:
@@ -195,23 +200,24 @@ def _settings(pairs: list[str]) -> dict[str, Any]:
         if not equals or not key.strip():
             raise ConfigError(f"cannot use --set '{pair}': expected KEY=VALUE, for example --set margin=0.01.")
         try:
-            settings[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            settings[key.strip()] = parse_yaml(value)
+        except ValueError:
             raise ConfigError(f"cannot use --set '{pair}': expected a YAML value, found '{value}'.") from None
     return settings
 
 
 def _read_yaml(file: Path | None) -> dict[str, Any]:
     """Return the mapping in a configuration file."""
-    import yaml
+    from clnp.files import read_bounded
+    from clnp.parsing import MAX_YAML, parse_yaml
 
     if file is None:
         return {}
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = parse_yaml(read_bounded(file.resolve(), MAX_YAML, file.resolve().parent))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration file '{file}': {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError(f"cannot read the configuration file '{file}': expected YAML: {error}.") from None
     if not isinstance(content, dict):
         raise ConfigError(f"cannot use the configuration file '{file}': expected keys and values, found {content!r}.")
@@ -221,17 +227,17 @@ def _read_yaml(file: Path | None) -> dict[str, Any]:
 @app.command()
 def status(directory: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
     """Show how far a run is and what it has achieved, without loading a network."""
-    from clnp import rundir
+    from clnp import locks
     from clnp.report import read_run
 
     run = read_run(directory)
     _show(directory)
     if run.finished:
         typer.echo("finished")
-    elif rundir.is_locked(directory):
+    elif locks.is_locked(directory):
         at = run.progress
         where = f", {at.task}: {at.phase}" + (f" epoch {at.epoch}/{at.epochs}" if at.epoch else "") if at else ""
-        typer.echo(f"running (process {rundir.holder(directory)}{where})")
+        typer.echo(f"running (process {locks.holder(directory)}{where})")
     else:
         typer.echo(f"stopped; to continue: {run.command}")
 
@@ -245,6 +251,33 @@ def report(
     from clnp.report import write_report
 
     typer.echo(write_report(directory) if out is None else write_report(directory, out))
+
+
+@app.command("compare")
+def compare_(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run directories of one benchmark, with one network.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Write the comparison as one HTML file with a plot of every seed.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON, and nothing else, on stdout.")] = False,
+) -> None:
+    """Put finished runs side by side: mean and spread over seeds, forgetting, cost, and whether differences are more than chance."""
+    from dataclasses import asdict
+
+    from clnp.report import compare, render_comparison
+
+    found = compare(directories)
+    if out is not None:
+        from clnp.files import write_atomic
+
+        write_atomic(out, render_comparison(found))
+        _say(f"comparison: {out}")
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=2))
+        return
+    from rich.console import Console
+
+    from clnp.console import comparison
+
+    Console(highlight=False).print(comparison(found))
 
 
 @app.command()
@@ -261,9 +294,9 @@ def export(
         raise ConfigError(f"cannot export to '{to}': expected --to onnx or --to pt2.")
     from dataclasses import asdict
 
-    from clnp import experiment
+    from clnp import runs
 
-    done = experiment.export(directory, task, to=to, file=out, data=data)
+    done = runs.export(directory, task, to=to, file=out, data=data)
     if as_json:
         typer.echo(json.dumps({"task": task, **asdict(done), "path": str(done.path)}, indent=2))
         return
@@ -287,21 +320,24 @@ def widen(
         if not equals or not group or not number.isascii() or not number.isdigit():
             raise ConfigError(f"cannot widen by '{pair}': expected GROUP=UNITS, for example {group or pair}=16.")
         wanted[group] = int(number)
-    from clnp import experiment
+    from clnp import runs
 
     if not wanted:
-        units = experiment.load_learner(directory)[0].capacity()
+        units = runs.load_learner(directory)[0].capacity()
         for name, row in sorted(units.items(), key=lambda item: item[1].free / item[1].n_units):
             typer.echo(f"{name}: {row.free} of {row.n_units} units free")
         typer.echo(f"to add units: clnp widen {shlex.quote(str(directory))} GROUP=UNITS")
         return
-    event = experiment.widen(directory, wanted)
+    event = runs.widen(directory, wanted)
     if as_json:
         typer.echo(json.dumps(event, indent=2))
         return
     for name in wanted:
         typer.echo(f"{name}: {event['free'][name]} of {event['groups'][name]} units free")
     typer.echo("every task learned so far answers as before, bit for bit")
+
+
+register(app)
 
 
 @app.command()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from clnp.report import Run
+    from clnp.report.compare import Comparison
 
 PLAIN_INTERVAL = 15.0  # seconds between two lines about the same task where stderr is no terminal
 
@@ -184,4 +185,21 @@ def results(run: Run) -> RenderableType:
     for number, group in enumerate(sorted(run.groups, key=lambda group: group.fraction_free)):  # the bottleneck first
         label = "units free" if number == 0 else ""
         totals.add_row(label, f"{bar(group.fraction_free)} {share(group.fraction_free)} of {group.n_units} in", Text(group.name))
-    return Group(table, totals, Text(f"{verdict(run)}."))
+    return Group(table, totals, Text(f"{verdict(run)}."), *(Text(f"note: {notice}") for notice in run.notices))
+
+
+def comparison(found: Comparison) -> RenderableType:
+    """Return the table of a comparison: one row a method, the best first."""
+    title = f"{found.benchmark} · {found.model} · {found.n_tasks} tasks"
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("method", overflow="fold")
+    for column in ("seeds", "accuracy", "±", "forgetting", "CPU time", "p"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in found.rows:
+        spread = UNKNOWN if row.spread is None else f"{100 * row.spread:.2f}"
+        p = "" if row.p is None else "< 0.001" if row.p < 0.001 else f"{row.p:.3f}"
+        cells = [str(len(row.seeds)), percent(row.mean), spread, exact(row.forgetting), duration(row.cpu_seconds), p]
+        table.add_row(Text(row.label), *cells)
+    notes = ["± is the standard deviation over seeds; p that the difference to the first row is chance (paired over seeds and tasks)"]
+    notes += [f"{key} differs: {', '.join(values)}" for key, values in found.differing.items()]
+    return Group(table, *(Text(note, style="dim") for note in notes))

@@ -8,7 +8,8 @@
     ├── TrainingError      the loss or a gradient became NaN or infinite; the task was abandoned
     ├── WiringError        the network holds an operation whose units cannot be told apart
     ├── ExportError        a predictor cannot be exported, or what was exported does not compute what it computes
-    └── StoreError         a model or run directory is missing, damaged, or of another network
+    └── StoreError         a model or run directory is missing, in use, or of another network
+        └── DamageError    a file of it is not what was written
 
 A message says what was being done, what was expected, what was found, and what to do. Whatever is raised while a task is
 learned leaves the learner as it was: the tasks committed before are untouched.
@@ -28,8 +29,21 @@ def first_line(error: BaseException) -> str:
     return lines[0][:300] if lines else type(error).__name__
 
 
+def one_line(text: str) -> str:
+    r"""Return a text in which nothing breaks the line or steers a terminal: names and paths that a message quotes may hold anything.
+
+    >>> one_line("there is no 'a\nb'")
+    "there is no 'a\\nb'"
+    """
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
 class ClnpError(Exception):
     """The base of all of them: `except clnp.ClnpError` catches what this library raises on purpose."""
+
+    def __str__(self) -> str:
+        """Return the message, in one line."""
+        return one_line(str(self.args[0]) if self.args else "")
 
 
 class ConfigError(ClnpError, ValueError):
@@ -42,10 +56,6 @@ class DataError(ClnpError, ValueError):
 
 class TaskError(ClnpError, KeyError):
     """A task name is unknown, duplicate or not allowed."""
-
-    def __str__(self) -> str:
-        """Return the message as it was written (KeyError would quote it)."""
-        return str(self.args[0]) if self.args else ""
 
 
 class CapacityError(ClnpError):
@@ -65,4 +75,14 @@ class ExportError(ClnpError):
 
 
 class StoreError(ClnpError):
-    """A model or run directory is missing, damaged, or of another network."""
+    """A model or run directory is missing, in use, or of another network."""
+
+
+class DamageError(StoreError):
+    """A file of a model or run directory is not what was written; the message names it and the way out."""
+
+
+def damaged(file: object, what: str, record: str = "") -> DamageError:
+    """Return the error for a file that is not what was committed: which one, what is wrong, the way out."""
+    of = f" ({record})" if record else ""
+    return DamageError(f"cannot read '{file}'{of}: it is damaged: {what}. Restore this file from a copy of the directory.")

@@ -6,23 +6,21 @@ continued ends with the same numbers as one that was not.
 
 from __future__ import annotations
 
-import json
 import platform
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from clnp import __version__, metrics, rundir, seeds, stopping, store, training, wider, work
+from clnp import __version__, metrics, rundir, seeds, stopping, training, work
 from clnp.benchmarks import BENCHMARKS
 from clnp.config import LearnConfig
-from clnp.errors import ConfigError, StoreError, first_line
-from clnp.files import write_atomic
+from clnp.errors import ConfigError, StoreError
 from clnp.inputs import Inputs, cut, parts
-from clnp.learner import Learner
+from clnp.locks import locked
 from clnp.methods import METHODS
 from clnp.models import MODELS, lookup
 
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from clnp.data.task import Task
-    from clnp.export import ExportResult, Format
     from clnp.methods import Method
 
 Json = dict[str, Any]
@@ -143,7 +140,7 @@ def run(config: RunConfig, out: Path, *, data: Path | None = None, command: str 
     tasks = BENCHMARKS[config.benchmark].tasks(data, config.seed, config.n_tasks)
     example = cut(tasks[0].validation[0], 0, 2)
     # Training and testing alike: bits may depend on the number of threads.
-    with rundir.locked(out), training.threads(config.learn.threads):
+    with locked(out), training.threads(config.learn.threads):
         rundir.claim(out, config.model_dump(mode="json"))
         finished = rundir.read_summary(out)
         if finished is not None:
@@ -160,7 +157,7 @@ def run(config: RunConfig, out: Path, *, data: Path | None = None, command: str 
         if past.started:
             record({"event": "run_resumed", "index": len(method.tasks), "versions": versions()})
         else:
-            past.started = record(_start(config, tasks, method, command))
+            past.started = record(_start(config, tasks, method, command) | {"config_sha256": rundir.config_sha256(out)})
         method.revisit(tasks[: len(method.tasks)])
         for index, task in enumerate(tasks):
             stopping.check()
@@ -173,7 +170,7 @@ def run(config: RunConfig, out: Path, *, data: Path | None = None, command: str 
         work.clear(out / rundir.WORK)  # a kill may have come between the last save and this
         summary = _summary(config, tasks, method, past, n_parameters=sum(p.numel() for p in build_trunk(config, example).parameters()))
         record({"event": "run_finished", "average_accuracy": summary["average_accuracy"], "forgetting": summary["forgetting"]})
-        write_atomic(out / rundir.SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        rundir.write_summary(out, summary)
         return summary
 
 
@@ -192,6 +189,12 @@ def _past(out: Path, method: Method) -> _Past:
     The model counts, not the events: a kill between the two leaves a task_learned event whose task is learned again, and the newer event wins.
     """
     events = rundir.read_events(out)
+    gone = [event["task"] for event in events if event["event"] == "undone"]
+    if gone:
+        raise StoreError(
+            f"cannot continue run '{out}': {', '.join(map(repr, gone))} was undone in it, and a run learns its tasks in order. Go on in Python with "
+            f"clnp.Learner.load('{out / rundir.MODEL}', model), or start another run with --out."
+        )
     if (out / rundir.MODEL).exists():
         method.load(out / rundir.MODEL)
     n_learned = len(method.tasks)
@@ -221,82 +224,6 @@ def build_trunk(config: RunConfig, example: Inputs) -> nn.Module:
     """
     with seeds.seeded(config.seed, "model"):
         return MODELS[config.model](*(tuple(part.shape[1:]) for part in parts(example)))
-
-
-def load_learner(out: Path) -> tuple[Learner, RunConfig]:
-    """Return the learner of a run of method clnp, with all tasks learned so far, and the run's configuration. No data are needed.
-
-    Raises:
-        StoreError: the directory is no run, is damaged, has learned no task yet, or is the run of a method without a learner.
-    """
-    try:
-        config = RunConfig(**rundir.read_config(out))
-    except (TypeError, ValueError) as error:
-        raise StoreError(f"cannot read run '{out}': its {rundir.CONFIG} is damaged ({first_line(error)}).") from error
-    if config.method != "clnp":
-        raise StoreError(f"cannot take a learner from run '{out}': expected a run of method clnp, found one of {config.method}.")
-    model = out / rundir.MODEL
-    if not (model / store.DESCRIPTION).exists():
-        raise StoreError(f"cannot take a learner from run '{out}': no task of it is learned yet.")
-    if config.model not in MODELS:
-        raise StoreError(f"cannot take a learner from run '{out}': this version of clnp has no model '{config.model}'.")
-    return Learner.load(model, build_trunk(config, store.describe(model).example())), config
-
-
-def export(out: Path, task: str, *, to: Format | None = None, file: Path | None = None, data: Path | None = None) -> ExportResult:
-    """Export the predictor of one task of a run, checked on the test examples of that task.
-
-    Args:
-        out: the run directory.
-        task: its name.
-        to: the format; by default what the suffix of `file` says, or ONNX.
-        file: where to; by default into the run directory, under the task's number: names of tasks are data, never paths.
-        data: where the data files lie; None downloads them to the user's cache.
-
-    Raises:
-        StoreError: as of `load_learner`.
-        ConfigError: there is no such task; the message lists those there are.
-        ExportError: it cannot be exported, or what was exported differs; no file is left.
-    """
-    learner, config = load_learner(out)
-    index = lookup("task", task, {name: number for number, name in enumerate(learner.tasks)})
-    if file is None:
-        to = to or "onnx"
-        file = out / f"task-{index:03d}.{to}"
-    x, _ = BENCHMARKS[config.benchmark].tasks(data, config.seed, config.n_tasks)[index].test
-    return learner.export(file, task=task, to=to, inputs=x)
-
-
-def widen(out: Path, more: Mapping[str, int]) -> Json:
-    """Give the network of a run more free units; old predictors stay what they are, and the run goes on in the wider network.
-
-    Args:
-        out: the run directory.
-        more: group -> how many units are added.
-
-    Returns: the event that was written: the units of each group now, and the free ones.
-
-    Raises:
-        StoreError: as of `load_learner`, or another process is at work in the run.
-        WiringError: there is no such group, or the network's code does not allow it to be wider.
-    """
-    with rundir.locked(out):
-        learner, _ = load_learner(out)
-        learner = wider.widen(learner, more)
-        learner.save(out / rundir.MODEL)
-        capacity = {group: asdict(units) for group, units in learner.capacity().items()}
-        event = {
-            "event": "widened",
-            "added": dict(more),
-            "groups": {group: row["n_units"] for group, row in capacity.items()},
-            "free": {group: row["free"] for group, row in capacity.items()},
-        }
-        written = rundir.append_event(out, event)
-        summary = rundir.read_summary(out)
-        if summary is not None:
-            summary |= {"capacity": capacity, "forecast": asdict(learner.forecast())}
-            write_atomic(out / rundir.SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
-        return written
 
 
 def _start(config: RunConfig, tasks: Sequence[Task], method: Method, command: str) -> Json:

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import copy
+import os
 import time
+import unicodedata
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from clnp import heads, seeds, store
+from clnp import heads, seeds
 from clnp.allocation import Allocation
+from clnp.commit import commit_
 from clnp.config import LearnConfig
+from clnp.describe import open_ledger, zeros
 from clnp.errors import DataError, TaskError, WiringError, first_line
 from clnp.export import ExportResult, Format, export
 from clnp.forecast import Forecast, forecast
 from clnp.inputs import Inputs, check_forms, check_inputs, forms, parts
 from clnp.isolation import norm_parts
+from clnp.names import clean_name
 from clnp.narrow import check_narrowing, free_sizes, narrow
-from clnp.pruning import Pruned, Trial, prune, settled
-from clnp.records import GroupCapacity, LearnResult, TaskRecord
+from clnp.persistence import load_, save, undo_
+from clnp.pruning import Trial, prune
+from clnp.receipts import Comparison, compare, noise
+from clnp.records import GroupCapacity, LearnResult, Receipt, TaskRecord, Undoing
 from clnp.room import room
 from clnp.sources import Source, open_data
 from clnp.split import Head, initialise_, split
-from clnp.training import Progress, check_device, n_correct, threads
-from clnp.wider import widen_
+from clnp.training import Progress, check_device, threads
 from clnp.wiring import Wiring, folded, trace, without_head
 from clnp.work import Work
 
@@ -43,6 +49,7 @@ class Learner:
             inputs, a tuple with one such tensor for each argument of its forward pass.
         head: the path of the linear layer that is the head, "fc".
         seed: of every draw that this learner makes.
+        probe: examples for receipts (see `clnp.receipts`), which are stored beside the model; by default noise, of which nothing is stored.
 
     Raises:
         WiringError: the network holds an operation whose units cannot be told apart, see `clnp.wiring.trace`.
@@ -59,7 +66,9 @@ class Learner:
     True
     """
 
-    def __init__(self, model: nn.Module, example_input: Inputs, *, head: str | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, model: nn.Module, example_input: Inputs, *, head: str | None = None, seed: int = 0, probe: Inputs | None = None
+    ) -> None:
         self.seed = seeds.check_seed(seed)
         if isinstance(example_input, (list, tuple)):  # whatever else is no tensor, the capture refuses by name
             check_inputs(example_input, None, "cannot use the example input")
@@ -85,6 +94,8 @@ class Learner:
         } | dict(self.wiring.graph.constants)
         self._allocation = Allocation.empty({group.name: group.n_units for group in self.wiring.groups})
         self._records: dict[str, TaskRecord] = {}
+        self._undone: list[Undoing] = []
+        self._probe = probe
         self._predictors: dict[str, nn.Module] = {}
         self._graph = self.wiring.graph.hash
         self._widened: list[dict[str, int]] = []
@@ -92,6 +103,8 @@ class Learner:
         check_narrowing(self.wiring, self._state, trunk, example_input)
         free = free_sizes(self.wiring, self._state, example_input)
         self._forms = tuple(replace(form, free=which) for form, which in zip(forms(example_input), free, strict=True))
+        if probe is not None:
+            check_forms(self._forms, probe, "cannot use the probe")
 
     # ---- what is known
 
@@ -134,7 +147,7 @@ class Learner:
         Raises:
             TaskError: there is no such task.
         """
-        number = self._allocation.number(task)
+        number = self.tasks.index(self._known(task))
         return heads.whole_head([self._records[name] for name in self.tasks[: number + 1]])
 
     def predictor(self, task: str) -> nn.Module:
@@ -148,9 +161,15 @@ class Learner:
         """
         return copy.deepcopy(self._predictor(task))
 
+    def _known(self, task: str) -> str:
+        """Return the name of a task that is learned in the form that it is kept in: however it is composed, it is the same name."""
+        name = unicodedata.normalize("NFC", task) if isinstance(task, str) else repr(task)  # pyright: ignore[reportUnnecessaryIsInstance]
+        self._allocation.number(name)
+        return name
+
     def _predictor(self, task: str) -> nn.Module:
+        task = self._known(task)
         if task not in self._predictors:
-            self._allocation.number(task)
             units = self.wiring.join(self._allocation.needed[task])
             norms = norm_parts(self.wiring.join(self._allocation.owner), self._needed())
             self._predictors[task] = narrow(self.wiring, self._state, units, norms=norms, head=self.head_of(task)).eval()
@@ -185,7 +204,7 @@ class Learner:
             TaskError: there is no such task.
             ExportError: it cannot be exported, or what was exported differs; no file is left.
         """
-        example = store.zeros(self._forms)
+        example = zeros(self._forms)
         return export(self._predictor(task), path, example, to=to, inputs=inputs, name=f"task '{task}'")
 
     # ---- learning
@@ -234,7 +253,7 @@ class Learner:
             trial.remember(kept, network, self._graph)
             trial.fit(network, "train", 0)
             pruned = prune(trial, network, rounds=config.rounds, finetune=config.finetune_epochs > 0)
-            return self._commit(trial, pruned, start)
+            return commit_(self, trial, pruned, start)
 
     def adopt(
         self,
@@ -272,19 +291,21 @@ class Learner:
             none = torch.zeros(self.wiring.n_units, dtype=torch.bool)
             network = split(self.wiring, trial.state, none, ~none, trial.head)
             pruned = prune(trial, network, rounds=1, finetune=False)
-            return self._commit(trial, pruned, start)
+            return commit_(self, trial, pruned, start)
 
     def _open(
         self, name: str, train: Source, validation: Source, n_classes: int | None, config: LearnConfig, progress: Progress | None
     ) -> Trial:
         """Check everything that can be checked before training, and lay out the trial."""
-        if name in self.tasks:
-            raise TaskError(f"cannot learn task '{name}': a task of that name is learned already. Choose another name.")
         if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TaskError(f"cannot learn task {name!r}: a task's name is text, found {type(name).__name__}.")
+        try:
+            name = clean_name(name)
+        except ValueError as error:
+            raise TaskError(f"cannot learn a task named {name[:40]!r}: {error}.") from None
+        if name in self.tasks:
+            raise TaskError(f"cannot learn task '{name}': a task of that name is learned already. Choose another name.")
         check_device(config.device)
-        if not name or not name.isprintable() or len(name) > 200:
-            raise TaskError(f"cannot learn a task named {name[:40]!r}: a name has 1 to 200 printable characters.")
         place = (self.seed, "task", len(self.tasks))
         data = open_data(name, train, validation, n_classes, config, self._forms, seeds.generator(*place, "sample"))
         return Trial(
@@ -307,62 +328,30 @@ class Learner:
         rows = [self.wiring.join(self._allocation.needed[task]) for task in self.tasks]
         return torch.stack(rows) if rows else torch.zeros(0, self.wiring.n_units, dtype=torch.bool)
 
-    def _commit(self, trial: Trial, pruned: Pruned, start: float) -> LearnResult:
-        """Sever, measure the predictor as it will be, and only then take everything over."""
-        trial.tell("commit", 0)
-        n = len(trial.data.validation)
-        for network in (pruned.network, pruned.unpruned):
-            state, head = settled(trial, network)
-            needed = network.visible
-            norms = [*trial.norms, (network.pool_units, needed)]
-            predictor = narrow(self.wiring, state, needed, norms=norms, head=(head.weight.cpu(), head.bias.cpu())).eval()
-            correct = n_correct(predictor, trial.data.validation)
-            before = correct if network is pruned.unpruned else pruned.correct_unpruned
-            # Rounding may tip an example between the training form and the predictor: the margin holds in the latter.
-            if before - correct <= pruned.allowed:
-                break
-        allocation = self._allocation.commit(trial.task, self.wiring.split(needed))
-        weight = heads.own_columns(self.wiring, allocation, trial.task, head)
-        self._state, self._allocation = state, allocation
-        self._records[trial.task] = TaskRecord(
-            trial.data.n_classes, trial.config.head, weight, head.bias.cpu(), trial.config.private, len(self._widened)
-        )
-        groups = [group.name for group in self.wiring.groups if not group.shared]
-        return LearnResult(
-            task=trial.task,
-            n_classes=trial.data.n_classes,
-            accuracy_unpruned=before / n,
-            accuracy=correct / n,
-            margin=trial.config.margin,
-            margin_paid=(before - correct) / n,
-            claimed={group: allocation.n_claimed(trial.task, group) for group in groups},
-            reused={group: allocation.n_reused(trial.task, group) for group in groups},
-            free={group: allocation.n_free(group) for group in groups},
-            seconds=time.perf_counter() - start + trial.work.earlier[0],
-            notices=tuple(trial.notices),
-        )
+    def undo(self, task: str, *, purge: bool = False) -> None:
+        """Remove a task exactly: its units are free again, every other predictor stays what it is.
+
+        Args:
+            task: whose units no later task needs.
+            purge: delete its file as well when the learner is saved; without, the file stays and only a tombstone is written.
+
+        Raises:
+            TaskError: there is no such task, or later tasks need its units (they are named).
+        """
+        undo_(self, self._known(task), purge=purge)
 
     # ---- on disk
 
     def save(self, directory: str | PathLike[str]) -> None:
-        """Write the learner into a directory: safetensors and JSON. Task files that are there already are not rewritten.
+        """Commit to a directory what it lacks: new tasks, tombstones of undone ones. What was committed is never rewritten.
+
+        Returns only when everything is on the disk. A crash before that leaves what was there.
 
         Raises:
-            StoreError: the directory holds another learner, or cannot be written.
+            StoreError: the directory holds another learner, is in use, or cannot be written.
+            DamageError: it is damaged.
         """
-        units = self.wiring.parameters
-        constants = {name: tensor for name, tensor in self._state.items() if name not in units}
-        description = store.Description(
-            graph=self._graph,
-            groups=self._allocation.n_units,
-            widened=self._widened,
-            seed=self.seed,
-            head=self._head_path,
-            **store.described(self._forms),
-        )
-        # A head is written as wide as it was when its task was learned: its file is never written again.
-        records = {task: replace(record, weight=record.weight[:, self._features[record.width]]) for task, record in self._records.items()}
-        store.write(directory, self.wiring, self._state, description, store.Stored(constants, self._allocation, records, {}))
+        save(self, directory)
 
     @classmethod
     def load(cls, directory: str | PathLike[str], model: nn.Module) -> Learner:
@@ -373,21 +362,28 @@ class Learner:
             model: the network that the learner was made with (its code is not stored, its weights do not matter).
 
         Raises:
-            StoreError: the directory is missing, damaged, or of another network.
+            StoreError: the directory is missing, or of another network.
+            DamageError: it is damaged; the message names the file and the way out.
         """
-        description = store.describe(directory)
+        ledger, description = open_ledger(os.fspath(directory))
         learner = cls(model, description.example(), head=description.head, seed=description.seed)
-        for more in description.widened:
-            widen_(learner, more)
-        stored = store.read(directory, learner.wiring, learner._graph)
-        store.restore_(learner.wiring, learner._state, stored)
-        learner._allocation = stored.allocation
-        n_features = len(learner.wiring.features)
-        for task, record in stored.records.items():
-            weight = torch.zeros(len(record.weight), n_features)
-            weight[:, learner._features[record.width]] = record.weight
-            learner._records[task] = replace(record, weight=weight)
+        load_(learner, directory, description, ledger.widened)
         return learner
+
+    def receipt(self, task: str) -> tuple[Receipt | None, Comparison]:
+        """Return what a task's predictor answered to the probe when it was committed, and how it compares with what it answers now.
+
+        Raises:
+            TaskError: there is no such task.
+        """
+        task = self._known(task)
+        receipt = self._records[task].receipt
+        return receipt, compare(receipt, self._predictor(task), self.probe)
+
+    @property
+    def probe(self) -> Inputs:
+        """The examples that receipts are made with: noise, unless the user named some."""
+        return noise(self._forms) if self._probe is None else self._probe
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle without the predictors, which are rebuilt on demand."""

@@ -6,7 +6,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a predictor answered to the probe, logits (n, classes), and under which settings; see `clnp.receipts`."""
+
+    logits: Tensor
+    settings: Mapping[str, str | int]
 
 
 @dataclass(frozen=True)
@@ -20,6 +30,9 @@ class TaskRecord:
         bias: (n_classes,), in both forms the whole bias of this task's predictor.
         private: whether later tasks may not read its units.
         width: how often the network had been widened when the task was learned.
+        receipt: what its predictor answered to the probe when it was committed.
+        outcome: what it achieved and gave up on validation data, fractions, by the names of `LearnResult`.
+        sha256: of its file, once it was written or read.
     """
 
     n_classes: int
@@ -28,6 +41,18 @@ class TaskRecord:
     bias: Tensor
     private: bool
     width: int = 0
+    receipt: Receipt | None = None
+    outcome: Mapping[str, float] = field(default_factory=dict[str, float])
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Undoing:
+    """A task that was undone: the SHA-256 of its file, and whether that is to be deleted as well."""
+
+    task: str
+    sha256: str
+    purge: bool
 
 
 @dataclass(frozen=True)

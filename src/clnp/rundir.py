@@ -1,33 +1,35 @@
-"""The files of a run directory: read, append, lock. It knows nothing of torch, so that `clnp status` answers at once.
+"""The files of a run directory: read and append. It knows nothing of torch, so that `clnp status` answers at once.
 
 RUN/config.yaml    what is run; written once, before anything else
-RUN/events.jsonl   what happened, one JSON object a line; only ever appended to
+RUN/events.jsonl   what happened, one JSON object a line, each with a check of itself and the line before; only ever appended to
 RUN/model/         the learner's own files
 RUN/work/          the training state of the task under way; disposable
 RUN/summary.json   what came out; its presence says that the run is finished
-RUN/.lock          held by the process at work; RUN/.lock.pid says which one it is
+RUN/.lock          held by the process at work, see `clnp.locks`
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
+import re
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import filelock
 import yaml
 
 from clnp.errors import StoreError
-from clnp.files import write_atomic
+from clnp.files import append, read_bounded, write_atomic
+from clnp.parsing import MAX_YAML, parse_json, parse_yaml
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
 CONFIG, EVENTS, MODEL, WORK, SUMMARY = "config.yaml", "events.jsonl", "model", "work", "summary.json"
-LOCK, HOLDER = ".lock", ".lock.pid"
+MAX_EVENTS, MAX_SUMMARY = 2**30, 2**26
+"""Bytes of files that are read; nothing is allocated for larger ones."""
+_SEAL = re.compile(rb', "check": "([0-9a-f]{16})"\}$')
 
 Json = dict[str, Any]
 
@@ -43,14 +45,26 @@ def read_config(run: Path) -> Json:
         what = "there is no such directory" if not run.exists() else f"it holds no {CONFIG}"
         raise StoreError(f"cannot read run '{run}': expected a directory that `clnp run` wrote, but {what}.")
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise StoreError(
-            f"cannot read run '{run}': its {CONFIG} is damaged ({' '.join(str(error).split())}). Start anew in another directory."
-        ) from error
+        content = read_bounded(path, MAX_YAML, run)
+        config = parse_yaml(content)
+    except (OSError, ValueError) as error:
+        raise StoreError(f"cannot read run '{run}': its {CONFIG} is damaged ({error}). Restore it from a copy, or start anew.") from error
     if not isinstance(config, dict):
         raise StoreError(f"cannot read run '{run}': expected keys and values in its {CONFIG}, found {type(config).__name__}.")
+    started = next((event for event in read_events(run) if event.get("event") == "run_started"), {})
+    if started.get("config_sha256", sha256(content)) != sha256(content):
+        raise StoreError(f"cannot read run '{run}': its {CONFIG} is not the one that the run was started with. Restore it from a copy.")
     return config
+
+
+def sha256(content: bytes) -> str:
+    """Return the SHA-256 of some bytes, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def config_sha256(run: Path) -> str:
+    """Return the SHA-256 of the configuration as it stands in the directory: a run writes it down when it starts."""
+    return sha256(read_bounded(run / CONFIG, MAX_YAML, run))
 
 
 def claim(run: Path, config: Mapping[str, Any]) -> None:
@@ -96,46 +110,83 @@ def read_events(run: Path) -> list[Json]:
     task, phase, round and epoch the newest does. Without it the task began anew, and only what comes after `run_resumed` counts.
 
     Raises:
-        StoreError: a line before the last is damaged.
+        StoreError: a line before the last is damaged, or one is missing.
     """
     path = run / EVENTS
-    if not path.is_file():
+    if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")[:-1]  # after the last newline: nothing, or a torn line
-    events: list[Json] = []
-    for number, line in enumerate(lines, 1):
-        try:
-            event = json.loads(line)
-        except ValueError as error:
+    try:
+        lines = read_bounded(path, MAX_EVENTS, run).split(b"\n")[:-1]  # after the last newline: nothing, or a torn line
+    except (OSError, ValueError) as error:
+        raise StoreError(f"cannot read run '{run}': its {EVENTS} cannot be read: {error}.") from error
+    events = checked(lines)
+    for number, event in enumerate(events, 1):
+        if event is None:
             raise StoreError(
-                f"cannot read run '{run}': expected one JSON object a line in {EVENTS}, but line {number} is damaged. Start anew in another directory."
-            ) from error
-        events.append(event)
-    return events
+                f"cannot read run '{run}': line {number} of its {EVENTS} is damaged: expected an event with the check that was written "
+                f"with it. Restore the file from a copy, or start anew in another directory."
+            )
+    return [event for event in events if event is not None]
+
+
+def checked(lines: list[bytes]) -> list[Json | None]:
+    """Return the events of some lines, without their checks; None for a line that is not what was written.
+
+    Runs of clnp 0.1.0 as it was before checks have none: there they are not asked for.
+    """
+    sealed = any(_SEAL.search(line) for line in lines)
+    found: list[Json | None] = []
+    before: bytes | None = b""
+    for line in lines:
+        seal = _SEAL.search(line)
+        body = line[: seal.start()] + b"}" if seal else line
+        try:
+            event = parse_json(body)
+        except ValueError:
+            event = None
+        wrong = sealed and (seal is None or (before is not None and seal[1] != _check(before, body)))
+        found.append(event if isinstance(event, dict) and not wrong else None)
+        before = seal[1] if seal and not wrong else None if sealed else b""  # after a damaged line nobody knows
+    return found
+
+
+def _check(before: bytes, body: bytes) -> bytes:
+    """Return the check of an event after the one whose check is `before`."""
+    return sha256(before + body)[:16].encode()
 
 
 def append_event(run: Path, event: Mapping[str, Any]) -> Json:
-    """Add one event with its time, cut off what a crash left of an earlier one, and return what was written."""
+    """Add one event with its time, cut off what a crash left of an earlier one, and return what was written.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     stamped = {**event, "time": time.time()}
-    with (run / EVENTS).open("a+b") as file:
-        _cut_torn_line(file)
-        file.write(json.dumps(stamped, allow_nan=False).encode() + b"\n")
-        file.flush()
-        if event["event"] != "epoch":  # the model that is saved next counts on what stands here
-            os.fsync(file.fileno())
+    path = run / EVENTS
+    content = read_bounded(path, MAX_EVENTS, run) if path.exists() else b""
+    whole = content[: content.rfind(b"\n") + 1]
+    last = whole[:-1].rpartition(b"\n")[2]
+    seal = _SEAL.search(last)
+    line = json.dumps(stamped, allow_nan=False).encode()
+    if seal or not whole:
+        line = line[:-1] + b', "check": "' + _check(seal[1] if seal else b"", line) + b'"}'
+    # The model that is saved next counts on what stands here; an epoch counts for nothing.
+    append(path, line + b"\n", at=len(whole), durable=event["event"] != "epoch")
     return stamped
 
 
-def _cut_torn_line(file: Any) -> None:
-    """Shorten a file to its last newline."""
-    size = file.seek(0, os.SEEK_END)
-    if size == 0:
-        return
-    file.seek(-1, os.SEEK_END)
-    if file.read(1) != b"\n":
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
-        file.seek(0, os.SEEK_END)
+def write_summary(run: Path, summary: Mapping[str, Any]) -> None:
+    """Write what came out; its presence says that the run is finished.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    bare = {key: value for key, value in summary.items() if key != "check"}
+    write_atomic(run / SUMMARY, json.dumps({**bare, "check": _summary_check(bare)}, indent=2, allow_nan=False) + "\n")
+
+
+def _summary_check(summary: Mapping[str, Any]) -> str:
+    return sha256(json.dumps(summary, sort_keys=True).encode())[:16]
 
 
 def read_summary(run: Path) -> Json | None:
@@ -145,55 +196,18 @@ def read_summary(run: Path) -> Json | None:
         StoreError: the summary is damaged.
     """
     path = run / SUMMARY
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        summary = parse_json(read_bounded(path, MAX_SUMMARY, run))
+        if not isinstance(summary, dict):
+            raise ValueError("it is no object")  # noqa: TRY004, TRY301
+        check = summary.pop("check", None)
+        if check is not None and check != _summary_check(summary):
+            raise ValueError("its content is not what was written")  # noqa: TRY301
+    except (OSError, ValueError) as error:
         raise StoreError(
-            f"cannot read run '{run}': its {SUMMARY} is damaged. Remove that file and give the command of the run again."
+            f"cannot read run '{run}': its {SUMMARY} is damaged ({error}). Remove that file and give the command of the run again."
         ) from error
-
-
-@contextmanager
-def locked(run: Path) -> Generator[None]:
-    """Hold a run directory, made if need be; a killed process lets go of it by dying.
-
-    Raises:
-        StoreError: another process holds it; the message says which one.
-    """
-    run.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(run / LOCK, timeout=0.5)  # `clnp status` holds it for a moment to see whether it can
-    try:
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise StoreError(
-            f"cannot run in '{run}': process {holder(run) or 'unknown'} is at work there. Wait for it, or choose another directory with --out."
-        ) from error
-    try:
-        (run / HOLDER).write_text(str(os.getpid()), encoding="utf-8")
-        yield
-        (run / HOLDER).unlink(missing_ok=True)
-    finally:
-        lock.release()
-
-
-def holder(run: Path) -> int | None:
-    """Return the id of the process that last said it was at work; it may be dead."""
-    try:
-        return int((run / HOLDER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def is_locked(run: Path) -> bool:
-    """Tell whether a living process is at work in a run directory."""
-    if not (run / LOCK).exists():
-        return False
-    try:
-        with filelock.FileLock(run / LOCK, blocking=False):
-            return False
-    except filelock.Timeout:
-        return True
-    except OSError:  # a directory that we may not write to is not ours to work in
-        return False
+    else:
+        return summary

@@ -170,6 +170,10 @@ def check(source: Examples, what: str, forms: Forms) -> None:
     doing, y = f"cannot use the {what}", source.y
     check_inputs(source.x, len(forms), doing)
     inputs = parts(source.x)
+    for tensor in (*inputs, y):
+        if tensor.layout != torch.strided or tensor.is_meta:
+            kind = "one of the meta device, which holds no values" if tensor.is_meta else f"a tensor of layout {tensor.layout}"
+            raise DataError(f"{doing}: expected dense tensors, found {kind}.")
     named = [which(place, len(inputs)) for place in range(len(inputs))]
     of = ["" if name == "x" else f" in {name}" for name in named]
     for x, name in zip(inputs, named, strict=True):

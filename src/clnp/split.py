@@ -131,6 +131,20 @@ def initialise_(wiring: Wiring, state: Mapping[str, Tensor], claimed: Tensor, po
             matrix[rows[:, None], columns[None]] = values
 
 
+def forget_(wiring: Wiring, state: Mapping[str, Tensor], units: Tensor) -> None:
+    """Wipe the rows of some units: nothing of the task that owned them is left in memory.
+
+    Args:
+        wiring: of the network.
+        state: full-width parameters and buffers, changed in place.
+        units: bool (n_units,).
+    """
+    member = with_everyone(units, everyone=False)
+    for name, labels in wiring.parameters.items():
+        matrix = labels.matrix(state[name])
+        matrix[positions(member, labels.rows)] = 0.0 if labels.initial is None else labels.initial
+
+
 def split(
     wiring: Wiring,
     state: Mapping[str, Tensor],

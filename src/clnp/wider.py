@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from clnp import store
+from clnp.describe import zeros
 from clnp.errors import WiringError
 from clnp.inputs import Inputs, parts
 from clnp.narrow import narrow
@@ -65,7 +65,7 @@ def widen_(learner: Any, more: Mapping[str, int]) -> None:
 
 def _check(learner: Learner, wider: Learner, more: Mapping[str, int]) -> None:
     """Check that the whole wider network runs, and that every predictor is the one that it was."""
-    x: Inputs = noisy(store.zeros(wider._forms), 3)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    x: Inputs = noisy(zeros(wider._forms), 3)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     what = ", ".join(f"{group} by {n}" for group, n in more.items())
     failure = f"cannot widen {what}: the network's code fixes a size that these units would change. Widen another group."
     try:

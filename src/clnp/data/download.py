@@ -76,18 +76,29 @@ def locate(published: Published, data: Path | None) -> dict[str, Path]:
     return found
 
 
+MAX_BYTES = 2**30
+"""Of one file of the official data sets, unpacked: several times what the largest has."""
+
+
 def read_bytes(path: Path) -> bytes:
     """Return the content of a file, unpacked if it is gzipped (told by its first bytes, not its name).
 
     Raises:
-        DataError: the file cannot be read, or is gzipped and cut off.
+        DataError: the file cannot be read, is gzipped and cut off, or holds more than `MAX_BYTES`.
     """
     try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+        with path.open("rb") as plain:
+            is_packed = plain.read(2) == b"\x1f\x8b"
+            plain.seek(0)
+            with gzip.open(plain) if is_packed else plain as file:
+                content = file.read(MAX_BYTES + 1)  # a few bytes may unpack into gigabytes
     except _BROKEN as error:
         msg = f"cannot read {path}: {error}. Fetch the file again, or make it readable."
         raise DataError(msg) from error
+    if len(content) > MAX_BYTES:
+        msg = f"cannot read {path}: expected at most {MAX_BYTES:,} bytes, found more. The official files are smaller; fetch it again."
+        raise DataError(msg)
+    return content
 
 
 def cache_directory() -> Path:
@@ -131,8 +142,8 @@ def fetch(published: Published, cache: Path | None = None) -> Path:
         msg = f"cannot download {published.title}: cannot write in {folder} ({error}). Make room or give leave to write there, "
         msg += "or put the files in a directory of your own and name it (--data DIR)."
         raise DataError(msg) from error
-    msg = f"cannot download {published.title} into {folder}: none of {len(failures)} addresses gave every file with the right content.\n"
-    msg += "".join(f"  {failure}\n" for failure in failures)
+    msg = f"cannot download {published.title} into {folder}: none of {len(failures)} addresses gave every file with the right content "
+    msg += f"({'; '.join(failures)}). "
     msg += f"Check the connection, or put {', '.join(published.files)} in DIR/{published.folder} and name the directory (--data DIR)."
     raise DataError(msg)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import math
 import zipfile
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
     from jaxtyping import Float32, Int64
     from numpy.typing import NDArray
+
+MAX_BYTES = 2**34
+"""Of one array of an archive, unpacked."""
 
 
 def load_csv(
@@ -138,8 +142,9 @@ def load_npz(path: str | Path, x: str = "x", y: str = "y") -> tuple[Float32[Tens
         with path.open("rb") as file:
             archive = np.load(file, allow_pickle=False)
             found = list(archive.files) if isinstance(archive, np.lib.npyio.NpzFile) else []
+            _check_sizes(file, [name for name in (x, y) if name in found])
             arrays = [archive[name] for name in (x, y) if name in found]
-    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, MemoryError, OverflowError, zlib.error, zipfile.BadZipFile) as error:
         msg = f"cannot read {path} as NPZ: {error}. Give an archive of plain number arrays, as numpy.savez writes."
         raise DataError(msg) from error
     if len(arrays) != 2:
@@ -148,6 +153,23 @@ def load_npz(path: str | Path, x: str = "x", y: str = "y") -> tuple[Float32[Tens
     examples, labels = arrays
     _check_arrays(path, examples, labels)
     return torch.from_numpy(examples.astype(np.float32)), torch.from_numpy(labels.astype(np.int64))
+
+
+def _check_sizes(file: IO[bytes], names: Sequence[str]) -> None:
+    """Raise ValueError where an array claims to be larger than its place in the archive, or than `MAX_BYTES`, before it is made."""
+    with zipfile.ZipFile(file) as archive:
+        for name in names:
+            info = archive.getinfo(name if name in archive.namelist() else f"{name}.npy")
+            with archive.open(info) as member:
+                version = np.lib.format.read_magic(member)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(member)
+            n_bytes = math.prod(shape) * dtype.itemsize
+            if n_bytes > min(info.file_size, MAX_BYTES):
+                msg = (
+                    f"array '{name}' says that it has {n_bytes:,} bytes, in a member of {info.file_size:,} (at most {MAX_BYTES:,} are read)"
+                )
+                raise ValueError(msg)
 
 
 def _check_arrays(path: Path, x: NDArray[np.generic], y: NDArray[np.generic]) -> None:

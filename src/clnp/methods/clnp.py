@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from clnp import store
+from clnp.describe import is_there
 from clnp.learner import Learner
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Clnp:
 
     def load(self, directory: Path) -> None:
         """Read the learner. Its description is written last: without it the first save was cut short, and nothing is learned."""
-        if (directory / store.DESCRIPTION).exists():
+        if is_there(directory):
             self.learner = Learner.load(directory, self.make_trunk())
 
     def capacity(self) -> dict[str, dict[str, Any]] | None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from clnp import rundir
 from clnp.errors import StoreError
+from clnp.files import read_bounded
+from clnp.parsing import parse_yaml
+from clnp.rundir import checked
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,7 +75,7 @@ class Learned(Record):
 
 
 class Widened(Record):
-    """The event `widened`: the units of each group, and the free ones, after some were added."""
+    """The event `widened` or `undone`: the units of each group, and the free ones, after some were added or a task was taken back."""
 
     groups: dict[str, int]
     free: dict[str, int]
@@ -143,7 +145,9 @@ class Log:
     evaluated: dict[int, Evaluated] = field(default_factory=dict)
     widened: Widened | None = None
     widened_after: int = -1
-    """The last task that was learned when the network was widened."""
+    """The last task that was learned when the network was widened, or a task was undone."""
+    undone: dict[str, bool] = field(default_factory=dict[str, bool])
+    """Names of tasks that were undone; whether their files were deleted."""
     progress: Progress | None = None
     n_resumed: int = 0
     first_time: float | None = None
@@ -166,11 +170,11 @@ def read_log(path: Path) -> Log:
     """
     log = Log()
     *lines, rest = (_read_bytes(path) or b"").split(b"\n")
-    for line in lines:
-        if line.strip() and not _apply_(log, line):
+    *events, last = checked([*lines, rest])
+    for line, event in zip(lines, events, strict=True):
+        if line.strip() and not _apply_(log, event):
             log.n_unreadable += 1
-    if rest.strip():
-        _apply_(log, rest)
+    _apply_(log, last)
     return log
 
 
@@ -180,11 +184,11 @@ def read_summary(path: Path) -> Summary | None:
     Raises:
         StoreError: the file is there and is not a summary. It is written in one step, so a kill is no excuse.
     """
-    data = _read_bytes(path)
+    data = rundir.read_summary(path.parent)
     if data is None:
         return None
     try:
-        return Summary.model_validate_json(data)
+        return Summary.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
@@ -200,8 +204,8 @@ def read_config(path: Path) -> dict[str, Any] | None:
     if data is None:
         return None
     try:
-        config: object = yaml.safe_load(data.decode("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
+        config: object = parse_yaml(data)
+    except ValueError:
         return None
     return {str(key): value for key, value in cast("dict[Any, Any]", config).items()} if isinstance(config, dict) else None
 
@@ -209,24 +213,21 @@ def read_config(path: Path) -> dict[str, Any] | None:
 def _read_bytes(path: Path) -> bytes | None:
     """Return the content of a file, None when there is none."""
     try:
-        return path.read_bytes()
+        return read_bounded(path, rundir.MAX_EVENTS, path.parent)
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise StoreError(
-            f"cannot read the run file '{path}': expected a readable file, found {error.strerror}. Check its permissions."
-        ) from error
+    except (OSError, ValueError) as error:
+        found = getattr(error, "strerror", None) or error
+        raise StoreError(f"cannot read the run file '{path}': expected a readable file, found {found}. Check its permissions.") from error
 
 
-def _apply_(log: Log, line: bytes) -> bool:
-    """Add one line to the log; False when it is not a readable event. Events of an unknown kind are readable and ignored."""
+def _apply_(log: Log, event: dict[str, Any] | None) -> bool:
+    """Add one event to the log; False when it is not a readable one. Events of an unknown kind are readable and ignored."""
+    if event is None:
+        return False
     try:
-        event: object = json.loads(line)
-        if not isinstance(event, dict):
-            return False
-        event = cast("dict[str, Any]", event)
         _apply_event_(log, event)
-    except ValueError:  # torn JSON, torn UTF-8 and pydantic's ValidationError alike
+    except ValidationError:
         return False
     time = event.get("time")
     if isinstance(time, int | float):
@@ -259,9 +260,11 @@ def _apply_event_(log: Log, event: dict[str, Any]) -> None:
             learned = Learned.model_validate(event)
             log.learned[learned.index] = learned
             log.progress = None
-        case "widened":
+        case "widened" | "undone":
             log.widened = Widened.model_validate(event)
             log.widened_after = max(log.learned, default=-1)
+            if "task" in event:
+                log.undone[str(event["task"])] = bool(event.get("purged"))
         case "evaluated":
             evaluated = Evaluated.model_validate(event)
             log.evaluated[evaluated.after] = evaluated

@@ -181,6 +181,11 @@ def _notices(log: Log, config: Mapping[str, Any] | None) -> tuple[str, ...]:
         notices.append(
             f"{lines} of events.jsonl could not be read and were left out; a run that was killed while writing leaves such lines."
         )
+    for name, purged in log.undone.items():
+        what = "it was undone and its file deleted" if purged else "it was undone"
+        notices.append(
+            f"Task '{name}' is no more: {what} after it was measured. Its units are free again; the other tasks have not changed."
+        )
     if config is None:
         notices.append("config.yaml is missing or damaged: the settings of this run are not shown.")
     return tuple(notices)

@@ -1,0 +1,1 @@
+"""The parts of `benchmarks/faults.py`: what is injected, the processes it happens in, and who judges."""

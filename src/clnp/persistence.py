@@ -1,0 +1,94 @@
+"""Take tasks back from a learner, and bring a learner to disk and back: what `Learner.undo`, `save` and `load` do."""
+# The learner's own fields are the business of this module as they are of the learner: it is a part of it with a room of its own.
+# ruff: noqa: SLF001
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from clnp import __version__, store
+from clnp.describe import Description, input_entries, tensor_forms
+from clnp.errors import DamageError, StoreError
+from clnp.inputs import parts
+from clnp.records import Undoing
+from clnp.split import forget_
+from clnp.wider import widen_
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from os import PathLike
+
+    from clnp.learner import Learner
+    from clnp.records import TaskRecord
+
+
+def undo_(learner: Learner, task: str, *, purge: bool) -> None:
+    """Take a task back, see `Learner.undo`."""
+    allocation, record = learner._allocation.undo(task), learner._records[task]
+    sha256 = record.sha256 or store.digest(
+        store.task_content(learner.wiring, learner._state, learner._allocation, task, as_stored(learner, record))
+    )
+    forget_(learner.wiring, learner._state, learner.wiring.join(learner._allocation.owner) == learner._allocation.number(task))
+    del learner._records[task]
+    learner._predictors.pop(task, None)
+    learner._original_head = None  # a network whose rows were wiped is no longer the one to adopt
+    learner._allocation = allocation
+    learner._undone.append(Undoing(task, sha256, purge))
+
+
+def save(learner: Learner, directory: str | PathLike[str]) -> None:
+    """Commit what a directory lacks, see `Learner.save`."""
+    stored = store.Stored(
+        constants={name: tensor for name, tensor in learner._state.items() if name not in learner.wiring.parameters},
+        allocation=learner._allocation,
+        records={task: as_stored(learner, record) for task, record in learner._records.items()},
+        rows={},
+        widened=learner._widened,
+        undone=learner._undone,
+        probe=None if learner._probe is None else {str(place): part for place, part in enumerate(parts(learner._probe))},
+    )
+    added = learner._widened
+    groups = {name: n - sum(more.get(name, 0) for more in added) for name, n in learner._allocation.n_units.items()}
+    description = Description(
+        graph=learner._graph,
+        groups=groups,
+        inputs=input_entries(learner._forms),
+        seed=learner.seed,
+        head=learner._head_path,
+        tensors=tensor_forms(learner._state),
+        versions={"clnp": __version__, "torch": torch.__version__},
+    )
+    hashes = store.write(directory, learner.wiring, learner._state, description, stored)
+    learner._records = {task: replace(record, sha256=hashes[task]) for task, record in learner._records.items()}
+
+
+def as_stored(learner: Learner, record: TaskRecord) -> TaskRecord:
+    """Return a record with its head as wide as it was when the task was learned: its file is never written again."""
+    return replace(record, weight=record.weight[:, learner._features[record.width]])
+
+
+def load_(learner: Learner, directory: str | PathLike[str], description: Description, widened: Sequence[Mapping[str, int]]) -> None:
+    """Fill a new learner with what a directory holds, see `Learner.load`."""
+    store.check_network(directory, learner.wiring, learner._graph, description, description.groups)
+    for more in widened:
+        try:
+            widen_(learner, more)
+        except (RuntimeError, MemoryError) as error:
+            what = ", ".join(f"{group} by {n:,}" for group, n in more.items())
+            raise StoreError(f"cannot load '{directory}': its network, widened ({what}), does not fit into memory.") from error
+    stored = store.read(directory, learner.wiring, learner._graph)
+    store.restore_(learner.wiring, learner._state, stored)
+    learner._allocation, learner._undone = stored.allocation, list(stored.undone)
+    if stored.probe is not None:
+        probe = tuple(stored.probe[str(place)] for place in range(len(stored.probe)))
+        learner._probe = probe if len(probe) != 1 else probe[0]
+    for task, record in stored.records.items():
+        weight, columns = torch.zeros(len(record.weight), len(learner.wiring.features)), learner._features[record.width]
+        if record.weight.shape[1] != len(columns):
+            raise DamageError(f"cannot load '{directory}': the head of task '{task}' does not fit the network.")
+        weight[:, columns] = record.weight
+        learner._records[task] = replace(record, weight=weight)

@@ -64,9 +64,7 @@ class Trainable(Protocol):
 class Watched(Protocol):
     """A network that watches every step of its optimizer, as methods do that protect earlier tasks."""
 
-    def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Hang up the hooks."""
-        ...
+    def attach(self, optimizer: torch.optim.Optimizer) -> None: ...  # noqa: D102
 
 
 @contextlib.contextmanager

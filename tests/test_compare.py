@@ -1,0 +1,125 @@
+"""Runs side by side: what is comparable, what comes out, and what is chance."""
+
+from __future__ import annotations
+
+import json
+from statistics import stdev
+
+import pytest
+
+from clnp import cli
+from clnp.errors import StoreError
+from clnp.experiment import configure, run
+from clnp.report import compare, render_comparison
+from clnp.report.compare import flip_test
+
+SETTINGS = {"epochs": 1, "rounds": 1, "finetune_epochs": 0, "batch_size": 64}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two methods with two seeds, and one with other settings."""
+    path = tmp_path_factory.mktemp("runs")
+
+    def make(name, method, seed, n_tasks=2, **settings):
+        run(
+            configure("digits", method=method, seed=seed, n_tasks=n_tasks, settings={**SETTINGS, **settings}),
+            path / name,
+            command=f"clnp run {name}",
+        )
+        return path / name
+
+    return {
+        **{f"{method}-{seed}": make(f"{method}-{seed}", method, seed) for method in ("finetune", "single") for seed in (0, 1)},
+        "slow": make("slow", "finetune", 0, lr=1e-5),
+        "three": make("three", "finetune", 0, n_tasks=3),
+    }
+
+
+def of(runs, *names):
+    return [runs[name] for name in names]
+
+
+def averages(directory):
+    return json.loads((directory / "summary.json").read_text())["average_accuracy"]
+
+
+def test_means_and_spreads_are_over_seeds_and_the_best_comes_first(runs):
+    found = compare(of(runs, "finetune-0", "single-0", "single-1", "finetune-1"))
+    assert {row.method for row in found.rows} == {"finetune", "single"}
+    assert [row.mean for row in found.rows] == sorted((row.mean for row in found.rows), reverse=True)
+    row = next(row for row in found.rows if row.method == "single")
+    values = [averages(runs["single-0"]), averages(runs["single-1"])]
+    assert row.seeds == (0, 1)
+    assert list(row.averages) == values
+    assert row.mean == pytest.approx(sum(values) / 2)
+    assert row.spread == pytest.approx(stdev(values))
+    assert row.forgetting == 0
+    assert row.cpu_seconds > 0
+    assert found.rows[0].p is None
+    assert 0 < found.rows[1].p <= 1
+
+
+def test_one_seed_has_no_spread(runs):
+    assert compare(of(runs, "single-0")).rows[0].spread is None
+
+
+def test_other_settings_make_another_row_and_are_said(runs):
+    found = compare(of(runs, "finetune-0", "slow"))
+    assert sorted(row.label for row in found.rows) == ["finetune lr=0.002", "finetune lr=1e-05"]
+    assert found.differing == {"lr": ("0.002", "1e-05")}
+
+
+def test_what_cannot_be_compared_is_refused(runs, tmp_path):
+    with pytest.raises(StoreError, match="n_tasks is 2 in one and 3 in the other"):
+        compare(of(runs, "finetune-0", "three"))
+    with pytest.raises(StoreError, match="same seed"):
+        compare(of(runs, "single-0", "single-0"))
+    with pytest.raises(StoreError, match="cannot read a run"):
+        compare([tmp_path / "nowhere"])
+
+    def stop(event):
+        if event["event"] == "evaluated":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(configure("digits", method="single", n_tasks=2, settings=SETTINGS), tmp_path / "half", command="clnp run me", progress=stop)
+    with pytest.raises(StoreError, match="not finished. To continue: clnp run me"):
+        compare([tmp_path / "half"])
+
+
+def test_the_permutation_test_on_cases_solved_by_hand():
+    assert flip_test([1.0]) == 1.0, "one pair tells nothing"
+    assert flip_test([1.0, 1.0, 1.0]) == 2 / 8, "all signs alike, or all turned"
+    assert flip_test([1.0, -1.0]) == 1.0
+    assert flip_test([0.0] * 5) == 1.0
+    assert flip_test([3.0, 2.0, -1.0]) == 4 / 8  # sums of at least 4: 4 and 6, and their opposites
+    assert flip_test([0.01] * 30) < 0.001
+    assert flip_test([0.01, -0.01] * 20) > 0.9
+
+
+def test_the_command_prints_a_table_a_page_and_json(runs, tmp_path, capsys):
+    directories = [str(path) for path in of(runs, "finetune-0", "finetune-1", "single-0", "single-1")]
+
+    def call(*arguments):
+        try:
+            cli.main(["compare", *directories, *arguments])
+        except SystemExit as stop:
+            return stop.code or 0
+        return 0
+
+    assert call("--out", str(tmp_path / "page.html")) == 0
+    told = capsys.readouterr().out
+    assert "digits · mlp-small · 2 tasks" in told
+    assert "finetune" in told
+    page = (tmp_path / "page.html").read_text()
+    assert page.count('<circle class="new"') == 4
+    assert "seed 1:" in page
+    assert call("--json") == 0
+    assert [row["method"] for row in json.loads(capsys.readouterr().out)["rows"]]
+
+
+def test_text_in_the_page_is_escaped(runs):
+    found = compare(of(runs, "single-0"))
+    object.__setattr__(found, "benchmark", "<b>x</b>")
+    assert "<b>x</b>" not in render_comparison(found)

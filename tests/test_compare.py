@@ -84,7 +84,7 @@ def test_what_cannot_be_compared_is_refused(runs, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         run(configure("digits", method="single", n_tasks=2, settings=SETTINGS), tmp_path / "half", command="clnp run me", progress=stop)
-    with pytest.raises(StoreError, match="not finished. To continue: clnp run me"):
+    with pytest.raises(StoreError, match=r"not finished\. To continue: clnp run me"):
         compare([tmp_path / "half"])
 
 

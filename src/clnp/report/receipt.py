@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from clnp.receipts import TOLERANCE
-
 if TYPE_CHECKING:
     from clnp.verification import Verification
 
@@ -23,6 +21,8 @@ ANSWERS = {
 
 def render_receipt(found: Verification) -> str:
     """Return a receipt as one HTML page that needs nothing else; every text of the directory is escaped."""
+    from clnp.receipts import TOLERANCE  # late: it brings torch, which no other page needs
+
     environment = Environment(
         loader=PackageLoader("clnp.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -90,7 +90,7 @@ def test_what_is_disposable_waits_for_no_disk_and_is_replaced_as_a_whole(file, m
 
     def rename(source, target):
         seen.append(Path(source).read_bytes())
-        os.rename(source, target)
+        Path(source).rename(target)
 
     system = SimpleNamespace(**{**vars(os), "fsync": lambda _: pytest.fail("synced"), "rename": rename})
     monkeypatch.setattr(clnp.files, "system", system)

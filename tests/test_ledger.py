@@ -391,8 +391,14 @@ def test_a_log_that_is_too_large_is_refused_unread(directory, monkeypatch):
 
 def test_a_model_that_lost_its_description_is_no_new_one(directory):
     (directory / "model.json").unlink()
-    with pytest.raises(clnp.DamageError, match=r"model\.json.*it is missing"):
-        open_ledger(directory)
+    for name in (None, "log.jsonl", "HEAD"):
+        if name is not None:
+            (directory / name).unlink()
+        left = ledgers.snapshot(directory)
+        for act in (lambda: open_ledger(directory), lambda: ledgers.empty().save(directory)):
+            with pytest.raises(clnp.DamageError, match=r"model\.json.*it is missing"):
+                act()
+        assert ledgers.snapshot(directory) == left, "learned tasks are not begun over"
 
 
 # ---- crashes

@@ -126,6 +126,19 @@ def test_a_damaged_directory_of_an_earlier_format_is_refused(network, directory)
     clnp.describe.open_ledger(directory)
 
 
+@EACH
+@pytest.mark.parametrize(
+    ("old", "new"), [('"seed": 3', '"seed": 2'), ('"private": true', '"private": false'), ('"single"', '"multi"'), ('"first"', '"First"')]
+)
+def test_a_changed_description_of_an_earlier_format_is_refused(network, directory, old, new):
+    """Everything in it is as it could be: only its checksum tells."""
+    text = (directory / "model.json").read_text()
+    assert old in text
+    (directory / "model.json").write_text(text.replace(old, new, 1))
+    with pytest.raises(clnp.DamageError, match=r"model\.json.*checksum"):
+        clnp.describe.open_ledger(directory)
+
+
 def test_a_large_limit_allocates_nothing(tmp_path):
     """Sizes of earlier formats are not written down: their files are read with a limit that no memory has."""
     (tmp_path / "a").write_bytes(b"content")

@@ -158,8 +158,10 @@ def test_the_users_probe_is_stored_and_used(tmp_path):
     other = clnp.Learner(small.network("mlp"), torch.zeros(2, *small.SHAPE), probe=probe + 1)
     with pytest.raises(clnp.StoreError, match="whose constants or probe differ"):
         other.save(tmp_path)
-    with pytest.raises(clnp.StoreError, match="it holds another learner"):
-        ledgers.empty().save(tmp_path)
+    ledgers.empty().save(tmp_path / ".without")
+    for one, where in ((ledgers.empty(), tmp_path), (learner, tmp_path / ".without")):
+        with pytest.raises(clnp.StoreError, match="whose constants or probe differ"):
+            one.save(where)
     with pytest.raises(clnp.DataError, match="cannot use the probe"):
         clnp.Learner(small.network("mlp"), torch.zeros(2, *small.SHAPE), probe=torch.zeros(2, 3))
 
@@ -175,6 +177,54 @@ def test_a_probe_of_several_inputs_is_stored(tmp_path):
     assert isinstance(found.probe, tuple)
     assert all(torch.equal(a, b) for a, b in zip(found.probe, probe, strict=True))
     assert found.receipt("a")[1].verdict == "bitwise"
+
+
+class Picky(torch.nn.Module):
+    """A network that noise is nothing for: it takes roots, or looks words up."""
+
+    def __init__(self, words):
+        super().__init__()
+        self.words, self.fc, self.table = words, torch.nn.Linear(64, 12), torch.nn.Embedding(1, 64)
+
+    def forward(self, x):
+        return torch.relu(self.fc(self.table(x[:, 0, 0, 0].long()) if self.words else torch.sqrt(x).flatten(1)))
+
+
+def test_a_task_whose_predictor_has_no_answer_to_noise_is_saved_and_loaded(tmp_path):
+    x, y = small.task(0)
+    learner = clnp.Learner(Picky(words=False), torch.ones(2, *small.SHAPE))
+    result = learner.learn("a", (x.abs(), y), (x.abs(), y), config=clnp.LearnConfig(**ledgers.SETTINGS))
+    assert "has no receipt" in " ".join(result.notices)
+    assert learner.receipt("a")[1].verdict == "no receipt"
+    learner.save(tmp_path)
+    found = clnp.Learner.load(tmp_path, Picky(words=False))
+    assert torch.equal(found.predict(x.abs(), task="a"), learner.predict(x.abs(), task="a"))
+    assert found.receipt("a")[1].verdict == "no receipt"
+    named = clnp.Learner(Picky(words=False), torch.ones(2, *small.SHAPE), probe=x.abs()[:4])
+    assert not named.learn("a", (x.abs(), y), (x.abs(), y), config=clnp.LearnConfig(**ledgers.SETTINGS)).notices
+    assert named.receipt("a")[1].verdict == "bitwise"
+
+
+def test_a_predictor_that_refuses_the_probe_has_no_receipt():
+    assert make_receipt(Picky(words=True), torch.ones(2, *small.SHAPE)) is None
+    assert make_receipt(torch.nn.Linear(3, 2), torch.ones(2, 4)) is None
+
+
+def test_what_is_raised_while_a_receipt_is_made_leaves_the_learner_as_it_was(monkeypatch):
+    learner = ledgers.empty()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("clnp.commit.make_receipt", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ledgers.learn(learner, "a", 0, epochs=1)
+    assert learner.tasks == ()
+    ledgers.learn(learner, "a", 0, epochs=1)
+    never = ledgers.empty()
+    ledgers.learn(never, "a", 0, epochs=1)
+    assert torch.equal(never.predict(ledgers.X, task="a"), learner.predict(ledgers.X, task="a"))
 
 
 def test_a_receipt_says_what_bits_depend_on():

@@ -68,6 +68,7 @@ BROKEN = {
     "names twice": file_of(b'{"a": %b, "a": %b}' % ((json.dumps(tensor(0, 1)).encode(),) * 2), b"x"),
     "keys twice": file_of(b'{"a": {"dtype": "U8", "dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}', b"x"),
     "overlapping": file_of({"a": tensor(0, 4), "b": tensor(2, 6)}, bytes(6)),
+    "overlapping, and as much left over": file_of({"a": tensor(0, 4), "b": tensor(1, 3)}, bytes(6)),
     "the same place": file_of({"a": tensor(0, 4), "b": tensor(0, 4)}, bytes(4)),
     "a gap": file_of({"a": tensor(0, 2), "b": tensor(3, 4)}, bytes(4)),
     "a gap at the start": file_of({"a": tensor(1, 4)}, bytes(4)),

@@ -232,6 +232,19 @@ def test_an_undone_task_is_learned_again(purge, tmp_path):
     promises.assert_same(before, answers(found, "mlp"))
 
 
+def test_another_task_of_an_undone_ones_name_is_another(tmp_path):
+    learner = learned("mlp")
+    learner.save(tmp_path)
+    before = answers(learner, "mlp")
+    learner.undo("three")
+    teach(learner, "mlp", "three", 6)
+    after = answers(learner, "mlp")
+    assert not torch.equal(before.pop("three"), after["three"])
+    promises.assert_same(before, after)
+    learner.save(tmp_path)
+    promises.assert_same(after, answers(load(tmp_path, "mlp"), "mlp"))
+
+
 @pytest.mark.parametrize("purge", [False, True])
 def test_the_same_task_learned_again_after_its_tombstone_is_there(purge, tmp_path):
     learner = learned("mlp")

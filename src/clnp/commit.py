@@ -35,23 +35,28 @@ def commit_(learner: Learner, trial: Trial, pruned: Pruned, start: float) -> Lea
             break
     allocation = learner._allocation.commit(trial.task, learner.wiring.split(needed))
     weight = heads.own_columns(learner.wiring, allocation, trial.task, head)
-    learner._state, learner._allocation = state, allocation
     outcome = {
         "accuracy_unpruned": before / n,
         "accuracy": correct / n,
         "margin": trial.config.margin,
         "margin_paid": (before - correct) / n,
     }
-    learner._records[trial.task] = TaskRecord(
+    receipt = make_receipt(predictor, learner.probe)
+    if receipt is None:
+        trial.notices.append(
+            "the predictor has no finite answer to the probe: the task has no receipt. Make the learner with probe=..., examples that it can answer."
+        )
+    record = TaskRecord(
         trial.data.n_classes,
         trial.config.head,
         weight,
         head.bias.cpu(),
         trial.config.private,
         len(learner._widened),
-        make_receipt(predictor, learner.probe),
+        receipt,
         outcome,
     )
+    learner._state, learner._allocation, learner._records[trial.task] = state, allocation, record
     groups = [group.name for group in learner.wiring.groups if not group.shared]
     return LearnResult(
         task=trial.task,

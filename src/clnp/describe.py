@@ -142,8 +142,11 @@ def is_there(path: Path) -> bool:
         if (path / MODEL).exists():
             return True
         has_log = (path / LOG).exists()
+        has_tasks = any(ledgers.TASK_FILE.match(file.name) for file in (path / TASKS).iterdir()) if (path / TASKS).is_dir() else False
     except OSError as error:
         raise StoreError(f"cannot read '{path}': {error.strerror or error}.") from error
+    if has_tasks:  # no task is written before model.json is there
+        raise damaged(path / MODEL, "it is missing")
     if has_log and ledgers.read_small(path, LOG, ledgers.MAX_LOG).count(b"\n") > 1:
         raise damaged(path / MODEL, "it is missing")
     return False

@@ -98,9 +98,16 @@ def processor() -> str:
 
 
 @torch.no_grad()
-def make_receipt(predictor: nn.Module, probe: Inputs) -> Receipt:
-    """Ask a predictor, and write down what it answers under which settings."""
-    return Receipt(predictor(*parts(probe)).clone(), settings(probe))
+def make_receipt(predictor: nn.Module, probe: Inputs) -> Receipt | None:
+    """Ask a predictor, and write down what it answers under which settings; None where it has no finite answer.
+
+    Noise is not what a network was made for: it may take a root of what is never negative, or look up a word that there is not.
+    """
+    try:
+        logits = predictor(*parts(probe)).clone()
+    except (RuntimeError, IndexError):
+        return None
+    return Receipt(logits, settings(probe)) if bool(torch.isfinite(logits).all()) else None
 
 
 @torch.no_grad()

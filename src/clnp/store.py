@@ -109,7 +109,8 @@ def _check_same(path: Path, ledger: Ledger, there: Description, here: Descriptio
     if not there.is_of(here):
         raise _another(path, "of another network, seed or head")
     contents = _descriptive(here, stored)
-    if any(digest(contents[name]) != entry.sha256 for name, entry in ledger.records[0].files.items() if name in contents and name != MODEL):
+    files = ledger.records[0].files
+    if set(contents) != set(files) or any(digest(contents[name]) != entry.sha256 for name, entry in files.items() if name != MODEL):
         raise _another(path, "whose constants or probe differ")
     if ledger.widened != [dict(more) for more in stored.widened][: len(ledger.widened)]:
         raise _another(path, "which was widened otherwise")

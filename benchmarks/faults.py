@@ -3,6 +3,7 @@
     python benchmarks/faults.py                    everything, at least 10,000 injections, some 12 minutes on one core
     python benchmarks/faults.py --short            what CI runs: a few of each class, under a minute
     python benchmarks/faults.py --only bit-flips   one class (may be repeated)
+    python benchmarks/faults.py --show results/faults.json --markdown     the table for the docs
     python benchmarks/faults.py --peers            torch.save, safetensors and Avalanche under the same faults beside it
 
 Each injection happens in a forked process, and a fresh one judges what it left against an oracle outside: a separate file of what was
@@ -34,7 +35,7 @@ import torch
 
 import clnp
 from faulty import commands, crashes, damage, exhaustion, learning, malice, naming, places, runs, sharing, syscalls
-from faulty.board import Row, markdown, rule_of_three, table, total
+from faulty.board import COLUMNS, Row, markdown, rule_of_three, table, total
 from faulty.processes import play
 from faulty.stage import prepare
 
@@ -104,6 +105,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", action="append", choices=sorted(CLASSES), metavar="CLASS", help=f"one of {', '.join(CLASSES)}")
     parser.add_argument("--peers", action="store_true", help="the same faults against torch.save, safetensors and Avalanche")
     parser.add_argument("--markdown", action="store_true", help="print the table for the docs")
+    parser.add_argument("--show", type=Path, metavar="JSON", help="print the tables of earlier results, and inject nothing")
     parser.add_argument("--out", type=Path, help="where the JSON goes; of a full run benchmarks/results/faults.json by default")
     return parser.parse_args(arguments)
 
@@ -122,6 +124,8 @@ def inject(
             row = Row(name, CLASSES[name].what)
             rng = random.Random(f"{seed} {name}")  # the same faults again, for whoever looks for one
             play(row, CLASSES[name].cases(stage, rng, limit(CLASSES[name])), scratch)
+            if not row.injected:
+                row.skipped.append("not possible here: strace, or a command, is missing")
             rows.append(row)
             counts = ", ".join(f"{n} {column}" for column, n in row.counts.items() if n) or "nothing"
             show(f"{name}: {row.injected:,} injected in {row.seconds:.0f} s: {counts}")
@@ -150,9 +154,33 @@ def content(rows: list[Row], peers: dict[str, list[Row]], seed: int, seconds: fl
     }
 
 
+def show(rows: list[Row], peers: dict[str, list[Row]], *, as_markdown: bool) -> None:
+    """Print the tables."""
+
+    def shown(some: list[Row]) -> str:
+        return markdown(some, {row.name: row.what for row in some}) if as_markdown else table(some)
+
+    print(shown(rows))
+    for peer, others in peers.items():
+        print(f"\n{peer}\n\n{shown(others)}")
+
+
+def earlier(file: Path) -> tuple[list[Row], dict[str, list[Row]]]:
+    """Return the rows of earlier results, and those of the peers."""
+
+    def rows(classes: dict[str, Any]) -> list[Row]:
+        return [Row(name, row["what"], row["injected"], {column: row[column] for column in COLUMNS}) for name, row in classes.items()]
+
+    found = json.loads(file.read_text(encoding="utf-8"))
+    return rows(found["classes"]), {peer: rows(classes) for peer, classes in found.get("peers", {}).items()}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Inject, count, print, write down; return the exit status."""
     given, start = parse(arguments), time.perf_counter()
+    if given.show is not None:
+        show(*earlier(given.show), as_markdown=given.markdown)
+        return 0
 
     def limit(faults: FaultClass) -> int | None:
         return faults.short if given.short and given.cases is None else given.cases
@@ -165,9 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         peers = compete(given.seed, 40 if given.short else given.cases)
     found = content(rows, peers, given.seed, time.perf_counter() - start)
-    print(markdown(rows, {name: faults.what for name, faults in CLASSES.items()}) if given.markdown else table(rows))
-    for peer, others in peers.items():
-        print(f"\n{peer}\n{markdown(others, {row.name: row.what for row in others}) if given.markdown else table(others)}")
+    show(rows, peers, as_markdown=given.markdown)
     whole = total(rows)
     print(f"\n{whole.injected:,} injections, seed {given.seed}, {found['seconds']:.0f} s; 0 of n leaves, at 95 %, fewer than 3 / n")
     out = given.out or (None if given.short or given.only or given.cases else RESULTS)

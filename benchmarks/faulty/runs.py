@@ -45,6 +45,7 @@ def _stopped(number: int, stops: list[tuple[signal.Signals, float]], whole: File
     def command(root: Path) -> None:
         torch.set_num_threads(1)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the handler of signals writes there
         with counted(counter):
             code, _, err = call(["run", "digits", *TINY, "--out", str(root / "run")])
         with (root / "codes").open("a", encoding="utf-8") as file:

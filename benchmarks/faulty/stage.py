@@ -199,6 +199,8 @@ def acknowledged(root: Path) -> tuple[int, State | None]:
         lines = (root / "oracle").read_text().splitlines()
     except FileNotFoundError:
         return 0, None
+    if not lines:  # killed between making the file and writing to it
+        return 0, None
     index, state = json.loads(lines[-1])
     return index, tuple((name, sha) for name, sha in state)
 

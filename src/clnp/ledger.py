@@ -333,7 +333,12 @@ def extend(
     again = b"".join(spelled(record) + b"\n" for record in ledger.records[ledger.head + 1 :])
     if lines or again:
         added = b"".join(line + b"\n" for line in lines)
-        files.append(path / LOG, added, at=ledger.size, again=again)
+        if len(lines) > 1:
+            # An append of several records, cut short between two of them, would be taken for a commit of the first ones.
+            known = read_small(path, LOG, MAX_LOG)[: ledger.size]
+            files.write_atomic(path / LOG, known + added)
+        else:
+            files.append(path / LOG, added, at=ledger.size, again=again)
         whole = replace(whole, size=ledger.size + len(added))
     if not lines:
         # An earlier attempt may have failed between a rename and the fsync of its directory.

@@ -63,7 +63,7 @@ def noise(forms: Forms, n: int = N_EXAMPLES) -> Inputs:
 
     >>> from clnp.inputs import Form
     >>> noise((Form((2,), torch.float32),), n=1)
-    tensor([[-1.3083, -1.6193]])
+    tensor([[-0.3183,  1.2672]])
     """
     made = []
     for place, form in enumerate(forms):

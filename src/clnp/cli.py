@@ -54,6 +54,9 @@ def main(argv: list[str] | None = None) -> None:
     try:
         given = [argument for argument in arguments if argument != "--debug"]
         app(given, prog_name="clnp", obj=shlex.join(["clnp", *given]))
+    except KeyboardInterrupt:  # before a command was there to stop
+        _say("clnp: stopped")
+        sys.exit(130)
     except Exception as error:
         if debug:
             raise

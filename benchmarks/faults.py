@@ -106,6 +106,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--peers", action="store_true", help="the same faults against torch.save, safetensors and Avalanche")
     parser.add_argument("--markdown", action="store_true", help="print the table for the docs")
     parser.add_argument("--show", type=Path, metavar="JSON", help="print the tables of earlier results, and inject nothing")
+    parser.add_argument(
+        "--join",
+        type=Path,
+        nargs="+",
+        metavar="JSON",
+        help="put results of several runs with --only together (in --out), and inject nothing",
+    )
     parser.add_argument("--out", type=Path, help="where the JSON goes; of a full run benchmarks/results/faults.json by default")
     return parser.parse_args(arguments)
 
@@ -175,11 +182,31 @@ def earlier(file: Path) -> tuple[list[Row], dict[str, list[Row]]]:
     return rows(found["classes"]), {peer: rows(classes) for peer, classes in found.get("peers", {}).items()}
 
 
+def joined(files: list[Path]) -> dict[str, Any]:
+    """Put parts of one scoreboard together: runs of different classes, of one seed, with one version, on one machine."""
+    parts = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    for part in parts[1:]:
+        for what in ("seed", "versions", "machine"):
+            if part[what] != parts[0][what]:
+                sys.exit(f"cannot join: {what} is {parts[0][what]} in one part and {part[what]} in another")
+    if len(set().union(*(part["classes"] for part in parts))) < sum(len(part["classes"]) for part in parts):
+        sys.exit("cannot join: a class is in two parts")
+    rows = {row.name: row for file in files for row in earlier(file)[0]}
+    peers = {peer: rows for file in files for peer, rows in earlier(file)[1].items()}
+    whole = content([rows[name] for name in CLASSES if name in rows], peers, parts[0]["seed"], sum(part["seconds"] for part in parts))
+    return whole | {"command": [part["command"] for part in parts], "versions": parts[0]["versions"], "machine": parts[0]["machine"]}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Inject, count, print, write down; return the exit status."""
     given, start = parse(arguments), time.perf_counter()
     if given.show is not None:
         show(*earlier(given.show), as_markdown=given.markdown)
+        return 0
+
+    if given.join:
+        (given.out or RESULTS).write_text(json.dumps(joined(given.join), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        show(*earlier(given.out or RESULTS), as_markdown=given.markdown)
         return 0
 
     def limit(faults: FaultClass) -> int | None:

@@ -329,6 +329,8 @@ def extend(
     files.make_directory(path / TASKS)
     for number, content in contents.items():
         files.write_atomic(task_file(path, number), content)
+    # The name of model.json may not be on the disk, where its directory's fsync failed: a log without it would be taken for damage.
+    files.confirm(path)
     # Whole records beyond HEAD were never confirmed: the fsync of them may have failed.
     again = b"".join(spelled(record) + b"\n" for record in ledger.records[ledger.head + 1 :])
     if lines or again:

@@ -25,7 +25,7 @@ from torch import nn
 import clnp
 from clnp import store
 from clnp.describe import Legacy, LegacyTask
-from clnp.entries import digest
+from clnp.files import digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from clnp.entries import MODEL, START, Created, Learned, Undone, Widened, digest, read_record
+from clnp.entries import MODEL, START, Created, Learned, Undone, Widened, read_record
 from clnp.errors import DamageError, damaged, first_line
+from clnp.files import digest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

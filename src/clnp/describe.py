@@ -13,15 +13,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from clnp import ledger as ledgers
-from clnp.entries import START, Created, FileEntry, Learned, Strict, Widened, digest, spelled
+from clnp.entries import START, Created, FileEntry, Learned, Strict, Widened, spelled
 from clnp.errors import DamageError, StoreError, damaged, first_line
+from clnp.files import digest
 from clnp.inputs import Form
 from clnp.ledger import CONSTANTS, LOG, MAX_MODEL, MODEL, TASKS, Ledger
 from clnp.parsing import parse_json
 from clnp.tensorfile import tensor_table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from os import PathLike
 
     from torch import Tensor
@@ -101,6 +102,13 @@ class Description(Strict):
         """Return the file."""
         return (json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n").encode()
 
+    def units(self, widened: Iterable[Mapping[str, int]]) -> dict[str, int]:
+        """Return group -> units, after the network was widened."""
+        groups = dict(self.groups)
+        for more in widened:
+            groups |= {name: groups.get(name, 0) + n for name, n in more.items()}
+        return groups
+
     @property
     def n_bytes(self) -> int:
         """How many bytes the whole network's tensors have."""
@@ -116,6 +124,11 @@ class Description(Strict):
     def is_of(self, other: Description) -> bool:
         """Tell whether two directories are of one learner: software and tensors' names aside, everything is the same."""
         return all(getattr(self, name) == getattr(other, name) for name in ("graph", "groups", "inputs", "seed", "head"))
+
+
+def units_before(groups: Mapping[str, int], widened: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """Return group -> units, before the network was widened: what `Description.units` adds is taken away."""
+    return {name: n - sum(more.get(name, 0) for more in widened) for name, n in groups.items()}
 
 
 def zeros(forms: Sequence[Form]) -> Inputs:
@@ -246,7 +259,7 @@ def _legacy(path: Path, content: bytes) -> tuple[Ledger, Description]:
     legacy = Legacy.model_validate_json(content)
     if not legacy.is_whole():
         raise damaged(path / MODEL, "its checksum is not that of its content")
-    groups = {name: n - sum(more.get(name, 0) for more in legacy.widened) for name, n in legacy.groups.items()}
+    groups = units_before(legacy.groups, legacy.widened)
     inputs = [InputEntry(shape=legacy.shape, dtype=legacy.dtype), *legacy.more_inputs]
     description = Description(graph=legacy.graph, groups=groups, inputs=inputs, seed=legacy.seed, head=legacy.head)
     model = description.content()

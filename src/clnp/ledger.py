@@ -25,8 +25,9 @@ from pydantic import ValidationError
 
 from clnp import files
 from clnp.chain import check_record, read_log
-from clnp.entries import MODEL, START, Created, FileEntry, Head, Learned, Undone, Widened, digest, read_head, read_record, spelled
+from clnp.entries import MODEL, START, Created, FileEntry, Head, Learned, Undone, Widened, read_head, read_record, spelled
 from clnp.errors import DamageError, StoreError, damaged, first_line
+from clnp.files import digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

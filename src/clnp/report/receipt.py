@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from clnp.report.pages import pages
 
 if TYPE_CHECKING:
     from clnp.verification import Verification
@@ -23,9 +23,7 @@ def render_receipt(found: Verification) -> str:
     """Return a receipt as one HTML page that needs nothing else; every text of the directory is escaped."""
     from clnp.receipts import TOLERANCE  # late: it brings torch, which no other page needs
 
-    environment = Environment(
-        loader=PackageLoader("clnp.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = pages()
     environment.filters.update(utc=_utc)
     verdicts = {task.comparison.verdict for task in found.tasks}
     if found.problem is not None:

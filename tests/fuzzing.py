@@ -20,8 +20,9 @@ from safetensors.torch import save
 
 from clnp import rundir
 from clnp.describe import open_ledger
-from clnp.entries import Learned, digest, read_head, read_record
+from clnp.entries import Learned, read_head, read_record
 from clnp.errors import ClnpError
+from clnp.files import digest
 from clnp.ledger import Addition, FileEntry, chained, create, extend
 from clnp.parsing import parse_json, parse_yaml
 from clnp.report import read_run

@@ -105,7 +105,7 @@ def full_width_agrees(learner: clnp.Learner) -> None:
 def watched(checks: list[str]) -> Iterator[None]:
     """While tasks are learned, check the training network itself after every optimizer step and at commit."""
     networks: list[SplitNetwork] = []
-    make_optimizer, fit, commit = clnp.training.make_optimizer, clnp.training.fit, clnp.learner.Learner._commit
+    make_optimizer, fit, commit = clnp.training.make_optimizer, clnp.training.fit, clnp.learner.commit_
 
     def watched_fit(network: SplitNetwork, *args: object, **kwargs: object) -> None:
         networks.append(network)
@@ -131,22 +131,24 @@ def watched(checks: list[str]) -> Iterator[None]:
         optimizer.register_step_post_hook(after_step)
         return optimizer
 
-    def watched_commit(self: clnp.Learner, trial: object, pruned: clnp.pruning.Pruned, start: float) -> clnp.LearnResult:
-        result = commit(self, trial, pruned, start)  # pyright: ignore[reportArgumentType]
+    def watched_commit(learner: clnp.Learner, trial: object, pruned: clnp.pruning.Pruned, start: float) -> clnp.LearnResult:
+        result = commit(learner, trial, pruned, start)  # pyright: ignore[reportArgumentType]
         x = task(6, 32)[0]
         with torch.no_grad():
             trained = pruned.network.eval()(x)
-        assert torch.allclose(trained, self.predict(x, task=result.task), rtol=1e-5, atol=1e-5), "the predictor is not the trained network"
+        assert torch.allclose(trained, learner.predict(x, task=result.task), rtol=1e-5, atol=1e-5), (
+            "the predictor is not the trained network"
+        )
         checks.append("commit")
         return result
 
     clnp.training.make_optimizer, clnp.pruning.fit = watched_optimizer, watched_fit  # pyright: ignore[reportAttributeAccessIssue]
-    clnp.learner.Learner._commit = watched_commit  # pyright: ignore[reportAttributeAccessIssue]
+    clnp.learner.commit_ = watched_commit
     try:
         yield
     finally:
         clnp.training.make_optimizer, clnp.pruning.fit = make_optimizer, fit
-        clnp.learner.Learner._commit = commit
+        clnp.learner.commit_ = commit
 
 
 def training_network_holds_still(name: str, **settings: object) -> None:

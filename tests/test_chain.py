@@ -7,8 +7,9 @@ import json
 import pytest
 
 from clnp.chain import check_record, read_log
-from clnp.entries import START, Created, FileEntry, Head, Learned, Undone, Widened, digest, read_head, read_record, spelled
+from clnp.entries import START, Created, FileEntry, Head, Learned, Undone, Widened, read_head, read_record, spelled
 from clnp.errors import DamageError
+from clnp.files import digest
 
 FILE = FileEntry(bytes=3, sha256="0" * 64)
 

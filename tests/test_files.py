@@ -86,9 +86,14 @@ def test_content_reaches_the_disk_before_the_name_and_the_name_before_the_return
 
 
 def test_what_is_disposable_waits_for_no_disk_and_is_replaced_as_a_whole(file, monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda _: pytest.fail("synced"))
-    replace, seen = Path.replace, []
-    monkeypatch.setattr(Path, "replace", lambda self, target: (seen.append(self.read_bytes()), replace(self, target)))
+    seen = []
+
+    def rename(source, target):
+        seen.append(Path(source).read_bytes())
+        Path(source).rename(target)
+
+    system = SimpleNamespace(**{**vars(os), "fsync": lambda _: pytest.fail("synced"), "rename": rename})
+    monkeypatch.setattr(clnp.files, "system", system)
     write_atomic(file, b"new", durable=False)
     assert seen == [b"new"]
     assert file.read_bytes() == b"new"

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 import clnp
 import clnp.sources
-from clnp import cli, experiment, store, training
+from clnp import cli, describe, experiment, training
 from clnp.benchmarks import BENCHMARKS
 from clnp.data.task import Task
-from clnp.errors import DataError, StoreError
+from clnp.errors import DataError
 from clnp.inputs import Form, cut, forms, join, length, parts, take, to_device
 from clnp.methods import METHODS
 from clnp.models import MODELS
@@ -351,63 +351,35 @@ def test_every_method_learns_with_two_inputs(name, tmp_path):
 
 # ---- on disk
 
-SAVED_BEFORE = """{
- "graph": "e033c524b1ee5e5cc766e18806cd41dd260796d59a7965cf9a33b97488b81b65",
- "groups": {
-  "0": 4
- },
- "seed": 3,
- "head": null,
- "shape": [
-  2
- ],
- "dtype": "float32",
- "constants": "9bbcbf73561f6bc5d0a17ea6a2081feed2d1304e87602d8c502d9a5c4bd85576",
- "tasks": [
-  {
-   "name": "left or right",
-   "file": "000.safetensors",
-   "sha256": "242ed6591e7274deaadcb766a788af8c5e00b87daa3edcd116d77bf9866db8f9",
-   "n_classes": 2,
-   "head": "multi",
-   "private": false
-  }
- ],
- "format": 1,
- "checksum": "eada1d2f2fd39933f6de76c480a021d539e4487def4da9bf93ffa6f7ea637b63"
-}
-"""
-"""What was written before there were networks with several inputs."""
+
+def description(entries):
+    return describe.Description(graph="0", groups={"fc": 2}, inputs=entries, seed=0, head=None)
 
 
-def test_a_description_of_one_input_is_read_and_written_as_before(tmp_path):
-    (tmp_path / store.DESCRIPTION).write_text(SAVED_BEFORE)
-    found = store.describe(tmp_path)
-    assert found.model_dump_json(indent=1) + "\n" == SAVED_BEFORE
-    assert torch.equal(found.example(), torch.zeros(2, 2))
-    fields = store.described((Form((2,), torch.float32),))
-    assert found.model_copy(update={**fields, "checksum": ""}).sealed() == found
-
-
-def test_a_description_tells_every_input(tmp_path):
-    bare = store.Description.model_validate_json(SAVED_BEFORE)
-    described = bare.model_copy(update=store.described(FORMS)).sealed()
-    (tmp_path / store.DESCRIPTION).write_text(described.model_dump_json())
-    found = store.describe(tmp_path)
-    assert found == described
-    assert found.format == 2, "an earlier version says that it is too old, not that the file is damaged"
+def test_a_description_tells_every_input():
+    found = describe.Description.model_validate_json(description(describe.input_entries(FORMS)).content())
     assert same(found.example(), (torch.zeros(2, 6), torch.zeros(2, 2, dtype=torch.int64)))
     assert forms(found.example()) == FORMS
-    for change, message in (({"shape": [3]}, "checksum"), ({"dtype": "float99"}, "checksum")):
-        raw = json.loads(described.model_dump_json())
-        raw["more_inputs"][0] |= change
-        (tmp_path / store.DESCRIPTION).write_text(json.dumps(raw))
-        with pytest.raises(StoreError, match=message):
-            store.describe(tmp_path)
-    unknown = bare.model_copy(update=store.described(FORMS) | {"more_inputs": [store.InputEntry(shape=[2], dtype="float99")]}).sealed()
-    (tmp_path / store.DESCRIPTION).write_text(unknown.model_dump_json())
-    with pytest.raises(StoreError, match="no such dtype: 'float99'"):
-        store.describe(tmp_path)
+    one = description(describe.input_entries((Form((2,), torch.float32),)))
+    assert torch.equal(one.example(), torch.zeros(2, 2)), "one input is a tensor, not a tuple"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": "float99"}, "no such dtype: 'float99'"),
+        ({"dtype": "save"}, "no such dtype: 'save'"),
+        ({"shape": [2**40]}, "none that a network reads"),
+        ({"shape": [-1]}, "none that a network reads"),
+        ({"shape": [1] * 17}, "at most 16"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_an_input_that_cannot_be_is_refused(change, message):
+    raw = json.loads(description(describe.input_entries(FORMS)).content())
+    raw["inputs"][1] |= change
+    with pytest.raises(ValueError, match=message):
+        describe.Description.model_validate_json(json.dumps(raw))
 
 
 # ---- end to end

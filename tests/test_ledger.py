@@ -14,7 +14,8 @@ import clnp.files
 import clnp.ledger
 import ledgers
 from clnp.describe import open_ledger
-from clnp.entries import FORMAT, Learned, Undone, digest
+from clnp.entries import FORMAT, Learned, Undone
+from clnp.files import digest
 from clnp.ledger import Addition, chained, create, extend, read_ledger
 
 MODEL = b'{"format": 3}\n'

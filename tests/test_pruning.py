@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import clnp
+import clnp.commit
 import clnp.pruning
 import small
 from clnp.selection import Selection
@@ -117,8 +118,8 @@ def test_survivors_train_on_gently(monkeypatch):
 
 
 def test_a_predictor_that_rounding_tips_out_of_the_margin_is_not_committed(monkeypatch):
-    real, calls = clnp.learner.n_correct, []
-    monkeypatch.setattr(clnp.learner, "n_correct", lambda *args: calls.append(0) or (real(*args) if len(calls) > 1 else 0))
+    real, calls = clnp.commit.n_correct, []
+    monkeypatch.setattr(clnp.commit, "n_correct", lambda *args: calls.append(0) or (real(*args) if len(calls) > 1 else 0))
     learner, watch = new(), Watch(monkeypatch)
     result = learn(learner, watch, pool=7)
     watch.check(learner, result, 0.02)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import os
 import shlex
 import signal
@@ -18,7 +17,7 @@ import pytest
 import torch
 
 import clnp
-from clnp import cli, console, experiment, locks, stopping, training
+from clnp import cli, console, experiment, locks, rundir, stopping, training
 from clnp.files import write_atomic
 from clnp.work import Work
 from small import SHAPE, config, network, task
@@ -297,7 +296,7 @@ def test_a_run_says_how_to_continue_and_does(give, through, steps, monkeypatch, 
     code, _, err = give(*command)
     assert code == 0
     assert steps.n == total, "no step was done twice"
-    assert timeless(json.loads((run / "summary.json").read_text())) == timeless(expected)
+    assert timeless(rundir.read_summary(run)) == timeless(expected)
     assert not (run / "work").exists()
     ours = {path.relative_to(run): path.read_bytes() for path in (run / "model").rglob("*.safetensors")}
     assert ours == {path.relative_to(there): path.read_bytes() for path in (there / "model").rglob("*.safetensors")}

@@ -68,7 +68,7 @@ def teach(learner, name, task, number, **settings):
 def _learned(name, head):
     learner = copy.deepcopy(captured(name))
     for number, task in enumerate(TASKS):
-        teach(learner, name, task, number, head=head, private=task == "two")
+        teach(learner, name, task, number, head=head, private=task == "two", reuse=task != "two")  # it has units of its own
     return learner
 
 
@@ -224,7 +224,7 @@ def test_an_undone_task_is_learned_again(purge, tmp_path):
     learner.undo("three", purge=purge)
     learner.undo("two", purge=purge)
     for order in (("two", 1, True), ("three", 2, False)):
-        teach(learner, "mlp", order[0], order[1], private=order[2])
+        teach(learner, "mlp", order[0], order[1], private=order[2], reuse=not order[2])
     promises.assert_same(before, answers(learner, "mlp"))
     learner.save(tmp_path)
     found = load(tmp_path, "mlp")

@@ -95,7 +95,7 @@ def rule_of_three(n: int) -> float | None:
     >>> rule_of_three(300)
     0.01
     """
-    return 3 / n if n else None
+    return min(1.0, 3 / n) if n else None
 
 
 def total(rows: Iterable[Row]) -> Row:
@@ -112,7 +112,7 @@ def total(rows: Iterable[Row]) -> Row:
 def cells(row: Row) -> list[str]:
     """Return the numbers of a row as text."""
     bound = rule_of_three(row.injected)
-    shown = "-" if bound is None else f"{100 * bound:.2g} %" if row.is_good else "-"
+    shown = "-" if bound is None else f"{100 * bound:.3g} %" if row.is_good else "-"
     return [row.name, f"{row.injected:,}", *(f"{row.counts[column]:,}" for column in COLUMNS), shown]
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from clnp.entries import digest
+from clnp.files import digest
 from faulty.board import Verdict
 from faulty.calls import NEW, TINY, check_call, commands, finished_run
 from faulty.malice import CONTENTS

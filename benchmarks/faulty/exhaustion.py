@@ -66,8 +66,10 @@ class _Exhausted(TorchFunctionMode):
         self.at, self.error, self.n = at, error, 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.n += 1
+        # A switch, such as that of gradients, takes no memory; one that fails stays as it is, for torch has no way to try again.
+        self.n += not getattr(func, "__name__", "").startswith("_set_")
         if self.n == self.at:
+            self.n += 1
             raise self.error("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
         return func(*args, **(kwargs or {}))
 

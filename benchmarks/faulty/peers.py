@@ -3,7 +3,7 @@
 Each keeps all tasks in one file and overwrites it when another task is learned, as its own examples do. A commit is that call; it is
 acknowledged when the call has returned. The faults come from outside (SIGKILL and failing calls by strace at the Nth system call, or by a
 timer; RLIMIT_FSIZE; bits and lengths of the file), so nothing in the libraries is replaced. For the power loss it is looked up with strace
-whether a library fsyncs its file and whether it writes beside it and renames; a disk is simulated accordingly, as for `clnp`.
+whether a library fsyncs its file and whether it writes beside it and renames; a disk is simulated accordingly, as for `clnp`. Avalanche needs an environment of its own: see environment.sh beside this file.
 
 "unclear" is what it is for `clnp`: an error that does not say which file. What is refused cannot be healed by the library itself: it counts
 as a state that needs a person, and as so many commits lost as were in the file, where they were lost by a crash.

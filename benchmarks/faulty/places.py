@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import clnp
-from clnp.entries import digest
+from clnp.files import digest
 from faulty.board import Verdict
 from faulty.damage import judge_damage
 from faulty.oracle import Problem, check_message, compare, look

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+START = 0.005
+"""Seconds until the command is surely there: before, it is the benchmark that would be stopped."""
+
+
 # ---- stopped runs
 
 
@@ -42,18 +46,23 @@ def stopped_runs(stage: Stage, rng: random.Random, n: int | None) -> Iterator[Ca
 def _stopped(number: int, stops: list[tuple[signal.Signals, float]], whole: Files, steps: int) -> Case:
     counter = Counter()
 
-    def command(root: Path) -> None:
+    def command(root: Path, ready: int) -> None:
+        os.write(ready, b"!")
         torch.set_num_threads(1)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the handler of signals writes there
         with counted(counter):
             code, _, err = call(["run", "digits", *TINY, "--out", str(root / "run")])
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what comes now is too late
         with (root / "codes").open("a", encoding="utf-8") as file:
             file.write(json.dumps([code, err[-300:]]) + "\n")
 
     def act(root: Path) -> None:
         for how, delay in stops:
-            child = fork(functools.partial(command, root), quiet=root / "crash")
-            time.sleep(delay)
+            ready = os.pipe()
+            child = fork(functools.partial(command, root, ready[1]), quiet=root / "crash")
+            os.read(ready[0], 1)
+            time.sleep(START + delay)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, how)
             ended = wait(child)

@@ -25,7 +25,7 @@ from torch import nn
 import clnp
 from clnp import store
 from clnp.describe import Legacy, LegacyTask
-from clnp.entries import digest
+from clnp.files import digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -198,6 +198,8 @@ def acknowledged(root: Path) -> tuple[int, State | None]:
     try:
         lines = (root / "oracle").read_text().splitlines()
     except FileNotFoundError:
+        return 0, None
+    if not lines:  # killed between making the file and writing to it
         return 0, None
     index, state = json.loads(lines[-1])
     return index, tuple((name, sha) for name, sha in state)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from clnp.entries import MODEL, START, Created, Learned, Undone, Widened, digest, read_record
+from clnp.entries import MODEL, START, Created, Learned, Undone, Widened, read_record
 from clnp.errors import DamageError, damaged, first_line
+from clnp.files import digest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,9 +32,12 @@ def read_log(file: Path, content: bytes, head: Head) -> tuple[list[Any], list[st
         try:
             record = read_record(line)
         except ValueError as error:
-            if number <= head.record or number + 1 < len(lines) or rest or _is_json(line):
+            # A record that never reached the disk as a whole is the last thing there; or, where several were appended at once and the
+            # power failed, sectors of it are still zero, while later ones may be there.
+            is_torn = (number + 1 == len(lines) and not rest) or b"\0" in line
+            if number <= head.record or not is_torn or _is_json(line):
                 raise damaged(file, first_line(error), f"record {number}") from None
-            rest = line  # a record that never reached the disk as a whole
+            rest = line
             break
         try:
             check_record(record, records, hashes)

@@ -18,7 +18,7 @@ import typer
 
 from clnp import __version__
 from clnp.cli_models import register
-from clnp.errors import ClnpError, ConfigError, DamageError, StoreError
+from clnp.errors import ClnpError, ConfigError, DamageError, StoreError, one_line
 
 if TYPE_CHECKING:
     from clnp.experiment import RunConfig
@@ -54,6 +54,9 @@ def main(argv: list[str] | None = None) -> None:
     try:
         given = [argument for argument in arguments if argument != "--debug"]
         app(given, prog_name="clnp", obj=shlex.join(["clnp", *given]))
+    except KeyboardInterrupt:  # before a command was there to stop
+        _say("clnp: stopped")
+        sys.exit(130)
     except Exception as error:
         if debug:
             raise
@@ -63,10 +66,7 @@ def main(argv: list[str] | None = None) -> None:
             message = f"{error.strerror or error}: '{error.filename}'" if error.filename else str(error)
         else:
             message = f"internal error: {type(error).__name__}: {error} (give --debug to see where)"
-        line = "clnp: " + " ".join(message.split())
-        _say(
-            "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line)
-        )  # a name must not steer a terminal
+        _say("clnp: " + one_line(" ".join(message.split())))
         sys.exit(2 if isinstance(error, ConfigError) else 3 if isinstance(error, DamageError) else 1)
 
 

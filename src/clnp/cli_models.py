@@ -64,7 +64,7 @@ def verify(
     for file in out or []:
         _write_receipt(found, file)
     if as_json:
-        typer.echo(json.dumps(found.content(), indent=2))
+        typer.echo(json.dumps(found.content(), indent=2, allow_nan=False))
     else:
         _show_verification(found)
     if found.exit_code:
@@ -92,7 +92,7 @@ def _write_receipt(found: Verification, file: Path) -> None:
     from clnp.files import write_atomic
     from clnp.report import render_receipt
 
-    content = json.dumps(found.content(), indent=2) + "\n" if file.suffix == ".json" else render_receipt(found)
+    content = json.dumps(found.content(), indent=2, allow_nan=False) + "\n" if file.suffix == ".json" else render_receipt(found)
     try:
         write_atomic(file, content)
     except OSError as error:

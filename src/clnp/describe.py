@@ -5,23 +5,24 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 from safetensors import SafetensorError
 from safetensors.torch import load
 
 from clnp import ledger as ledgers
-from clnp.entries import START, Created, FileEntry, Learned, Strict, Widened, digest, spelled
+from clnp.entries import START, Created, FileEntry, Learned, Strict, Widened, spelled
 from clnp.errors import DamageError, StoreError, damaged, first_line
+from clnp.files import digest
 from clnp.inputs import Form
 from clnp.ledger import CONSTANTS, LOG, MAX_MODEL, MODEL, TASKS, Ledger
 from clnp.parsing import parse_json
 from clnp.tensorfile import tensor_table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from os import PathLike
 
     from torch import Tensor
@@ -36,11 +37,22 @@ MAX_FILE = 2**40
 """Bytes of one file of format 1 or 2, which do not write sizes down."""
 
 
+def _known(dtype: str) -> str:
+    """Check that a dtype is one."""
+    if not isinstance(getattr(torch, dtype, None), torch.dtype):
+        msg = f"no such dtype: {dtype[:40]!r}"
+        raise ValueError(msg)  # noqa: TRY004  # what a file says is no matter of types
+    return dtype
+
+
+Dtype = Annotated[str, AfterValidator(_known)]
+
+
 class InputEntry(Strict):
     """What `model.json` says of one input of the network: shape and dtype of one example."""
 
     shape: list[int] = Field(max_length=16)
-    dtype: str
+    dtype: Dtype
 
     @field_validator("shape")
     @classmethod
@@ -60,7 +72,7 @@ class TensorForm(Strict):
     """Shape and dtype of one tensor of the network."""
 
     shape: list[int] = Field(max_length=16)
-    dtype: str
+    dtype: Dtype
 
 
 class Description(Strict):
@@ -90,6 +102,13 @@ class Description(Strict):
         """Return the file."""
         return (json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n").encode()
 
+    def units(self, widened: Iterable[Mapping[str, int]]) -> dict[str, int]:
+        """Return group -> units, after the network was widened."""
+        groups = dict(self.groups)
+        for more in widened:
+            groups |= {name: groups.get(name, 0) + n for name, n in more.items()}
+        return groups
+
     @property
     def n_bytes(self) -> int:
         """How many bytes the whole network's tensors have."""
@@ -105,6 +124,11 @@ class Description(Strict):
     def is_of(self, other: Description) -> bool:
         """Tell whether two directories are of one learner: software and tensors' names aside, everything is the same."""
         return all(getattr(self, name) == getattr(other, name) for name in ("graph", "groups", "inputs", "seed", "head"))
+
+
+def units_before(groups: Mapping[str, int], widened: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """Return group -> units, before the network was widened: what `Description.units` adds is taken away."""
+    return {name: n - sum(more.get(name, 0) for more in widened) for name, n in groups.items()}
 
 
 def zeros(forms: Sequence[Form]) -> Inputs:
@@ -180,11 +204,8 @@ def _open(path: Path) -> tuple[Ledger, Description]:
             return _legacy(path, content)
         found = ledgers.read_ledger(path)
         description = Description.model_validate_json(found.model)
-        for dtype in [*(entry.dtype for entry in description.inputs), *(form.dtype for form in description.tensors.values())]:
-            if not isinstance(getattr(torch, dtype, None), torch.dtype):
-                raise damaged(file, f"no such dtype: {dtype!r}")
     except ValueError as error:
-        raise damaged(file, " ".join(str(error).split())[:300]) from None
+        raise damaged(file, first_line(error)) from None
     return found, description
 
 
@@ -215,7 +236,7 @@ class Legacy(Strict):
     seed: int
     head: str | None
     shape: list[int]
-    dtype: str
+    dtype: Dtype
     more_inputs: list[InputEntry] = Field(default_factory=list)
     widened: list[dict[str, int]] = Field(default_factory=list)
     constants: str = ""
@@ -238,7 +259,7 @@ def _legacy(path: Path, content: bytes) -> tuple[Ledger, Description]:
     legacy = Legacy.model_validate_json(content)
     if not legacy.is_whole():
         raise damaged(path / MODEL, "its checksum is not that of its content")
-    groups = {name: n - sum(more.get(name, 0) for more in legacy.widened) for name, n in legacy.groups.items()}
+    groups = units_before(legacy.groups, legacy.widened)
     inputs = [InputEntry(shape=legacy.shape, dtype=legacy.dtype), *legacy.more_inputs]
     description = Description(graph=legacy.graph, groups=groups, inputs=inputs, seed=legacy.seed, head=legacy.head)
     model = description.content()

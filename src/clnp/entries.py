@@ -6,7 +6,6 @@ the line without the newline, and stands in the next record as `previous`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Annotated, Any, Literal
 
@@ -151,12 +150,3 @@ def read_head(content: bytes) -> Head:
         msg = "it is not spelled as HEAD is"
         raise ValueError(msg)
     return head
-
-
-def digest(content: bytes) -> str:
-    """Return the SHA-256 of some bytes, in hexadecimal.
-
-    >>> digest(b"")[:8]
-    'e3b0c442'
-    """
-    return hashlib.sha256(content).hexdigest()

@@ -18,6 +18,8 @@ learned leaves the learner as it was: the tasks committed before are untouched.
 True
 """
 
+from typing import Any
+
 
 def first_line(error: BaseException) -> str:
     r"""Return the first line of an error that another library raised, for a message of one line.
@@ -25,6 +27,10 @@ def first_line(error: BaseException) -> str:
     >>> first_line(ValueError("too wide\nby far")), first_line(ValueError())
     ('too wide', 'ValueError')
     """
+    listed = getattr(error, "errors", None)  # pydantic's error: its first line only counts
+    if callable(listed):
+        first: Any = listed()
+        return f"{'.'.join(map(str, first[0]['loc'])) or 'it'}: {first[0]['msg']}"[:300]
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__
 

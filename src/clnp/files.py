@@ -8,6 +8,7 @@ Reading is here as well: bounded, and never through a link out of the directory 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import stat
 from typing import TYPE_CHECKING, Any
@@ -176,6 +177,15 @@ def leads_out(path: Path, within: Path) -> bool:
         return not path.resolve().is_relative_to(within.resolve())
     except (OSError, RuntimeError):  # links that lead in a circle
         return True
+
+
+def digest(content: bytes | memoryview) -> str:
+    """Return the SHA-256 of some bytes, in hexadecimal.
+
+    >>> digest(b"")[:8]
+    'e3b0c442'
+    """
+    return hashlib.sha256(content).hexdigest()
 
 
 def _write(descriptor: int, data: bytes) -> None:

@@ -104,6 +104,17 @@ def check_forms(expected: Forms, x: Inputs, doing: str) -> None:
             )
 
 
+def check_dense(tensor: Tensor, doing: str) -> None:
+    """Check that a tensor holds its values one beside the other.
+
+    Raises:
+        DataError: it is sparse, or of the meta device.
+    """
+    if tensor.layout != torch.strided or tensor.is_meta:
+        kind = "one of the meta device, which holds no values" if tensor.is_meta else f"a tensor of layout {tensor.layout}"
+        raise DataError(f"{doing}: expected dense tensors, found {kind}.")
+
+
 def check_inputs(x: Any, n: int | None, doing: str) -> None:
     """Check that something is one tensor, or a tuple of n tensors with as many examples each.
 
@@ -127,6 +138,7 @@ def check_inputs(x: Any, n: int | None, doing: str) -> None:
             raise DataError(
                 f"{doing}: expected a tensor as {which(place, len(tensors))}, found {type(part).__name__}. Convert it with torch.as_tensor."
             )
+        check_dense(part, doing)
         if len(tensors) > 1 and part.dim() == 0:
             raise DataError(f"{doing}: expected a batch dimension, found {which(place, len(tensors))} of shape (). Stack its examples.")
     lengths = [len(part) for part in tensors] if len(tensors) > 1 else []

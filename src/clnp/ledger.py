@@ -25,8 +25,9 @@ from pydantic import ValidationError
 
 from clnp import files
 from clnp.chain import check_record, read_log
-from clnp.entries import MODEL, START, Created, FileEntry, Head, Learned, Undone, Widened, digest, read_head, read_record, spelled
+from clnp.entries import MODEL, START, Created, FileEntry, Head, Learned, Undone, Widened, read_head, read_record, spelled
 from clnp.errors import DamageError, StoreError, damaged, first_line
+from clnp.files import digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -329,11 +330,18 @@ def extend(
     files.make_directory(path / TASKS)
     for number, content in contents.items():
         files.write_atomic(task_file(path, number), content)
+    # The name of model.json may not be on the disk, where its directory's fsync failed: a log without it would be taken for damage.
+    files.confirm(path)
     # Whole records beyond HEAD were never confirmed: the fsync of them may have failed.
     again = b"".join(spelled(record) + b"\n" for record in ledger.records[ledger.head + 1 :])
     if lines or again:
         added = b"".join(line + b"\n" for line in lines)
-        files.append(path / LOG, added, at=ledger.size, again=again)
+        if len(lines) > 1:
+            # An append of several records, cut short between two of them, would be taken for a commit of the first ones.
+            known = read_small(path, LOG, MAX_LOG)[: ledger.size]
+            files.write_atomic(path / LOG, known + added)
+        else:
+            files.append(path / LOG, added, at=ledger.size, again=again)
         whole = replace(whole, size=ledger.size + len(added))
     if not lines:
         # An earlier attempt may have failed between a rename and the fsync of its directory.

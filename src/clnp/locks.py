@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LOCK, HOLDER = ".lock", ".lock.pid"
+WAIT = 10.0
+"""Seconds that a commit waits for another process: one takes much less."""
 
 
 @contextlib.contextmanager

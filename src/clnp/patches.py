@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 from clnp.chain import check_record
 from clnp.describe import Description, is_there, open_ledger, upgrade
-from clnp.entries import MODEL, Created, FileEntry, Learned, Undone, Widened, digest, read_record, spelled
+from clnp.entries import MODEL, Created, FileEntry, Learned, Undone, read_record, spelled
 from clnp.errors import DamageError, StoreError, TaskError, first_line
+from clnp.files import digest
 from clnp.ledger import Ledger, create, extend
-from clnp.locks import locked
+from clnp.locks import WAIT, locked
 from clnp.parsing import parse_json
 from clnp.tensorfile import tensor_table
-from clnp.undoing import WAIT, check_units
+from clnp.undoing import check_units
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -259,10 +260,7 @@ def verify_units(ledger: Ledger) -> None:
     Raises:
         DamageError: they do not, or the disk did not keep what was written.
     """
-    groups = dict(Description.model_validate_json(ledger.model).groups)
-    for more in (record.added for record in ledger.records if isinstance(record, Widened)):
-        groups |= {name: groups.get(name, 0) + n for name, n in more.items()}
-    check_units(ledger, groups)
+    check_units(ledger, Description.model_validate_json(ledger.model).units(ledger.widened))
 
 
 def _begin(path: Path, patch: Patch) -> Applied:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from clnp import __version__, store
-from clnp.describe import Description, input_entries, tensor_forms
+from clnp.describe import Description, input_entries, tensor_forms, units_before
 from clnp.errors import DamageError, StoreError
+from clnp.files import digest
 from clnp.inputs import parts
 from clnp.records import Undoing
 from clnp.split import forget_
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 def undo_(learner: Learner, task: str, *, purge: bool) -> None:
     """Take a task back, see `Learner.undo`."""
     allocation, record = learner._allocation.undo(task), learner._records[task]
-    sha256 = record.sha256 or store.digest(
+    sha256 = record.sha256 or digest(
         store.task_content(learner.wiring, learner._state, learner._allocation, task, as_stored(learner, record))
     )
     forget_(learner.wiring, learner._state, learner.wiring.join(learner._allocation.owner) == learner._allocation.number(task))
@@ -51,11 +52,9 @@ def save(learner: Learner, directory: str | PathLike[str]) -> None:
         undone=learner._undone,
         probe=None if learner._probe is None else {str(place): part for place, part in enumerate(parts(learner._probe))},
     )
-    added = learner._widened
-    groups = {name: n - sum(more.get(name, 0) for more in added) for name, n in learner._allocation.n_units.items()}
     description = Description(
         graph=learner._graph,
-        groups=groups,
+        groups=units_before(learner._allocation.n_units, learner._widened),
         inputs=input_entries(learner._forms),
         seed=learner.seed,
         head=learner._head_path,

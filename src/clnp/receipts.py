@@ -40,7 +40,7 @@ class Comparison:
     Attributes:
         verdict: "bitwise", "within tolerance" or "differs"; "no receipt" for a task that was committed without one, "not checked"
             where the network's code was not at hand.
-        largest_difference: between two logits; None where nothing was compared.
+        largest_difference: between two logits; None where they cannot be compared.
         same_settings: whether everything that bits may depend on is as it was.
         different: what is not: name -> (then, now).
     """
@@ -63,7 +63,7 @@ def noise(forms: Forms, n: int = N_EXAMPLES) -> Inputs:
 
     >>> from clnp.inputs import Form
     >>> noise((Form((2,), torch.float32),), n=1)
-    tensor([[-1.3083, -1.6193]])
+    tensor([[-0.3183,  1.2672]])
     """
     made = []
     for place, form in enumerate(forms):
@@ -121,9 +121,10 @@ def compare(receipt: Receipt | None, predictor: nn.Module, probe: Inputs) -> Com
         logits = predictor(*parts(probe))
     different = {key: (str(then.get(key)), str(now.get(key))) for key in sorted({*then, *now}) if then.get(key) != now.get(key)}
     if logits.shape != receipt.logits.shape:
-        return Comparison("differs", math.inf, not different, different)
+        return Comparison("differs", None, not different, different)  # another shape
     largest = float((logits.double() - receipt.logits.double()).abs().max())
     if torch.equal(logits, receipt.logits):
         return Comparison("bitwise", 0.0, not different, different)
     allowed = TOLERANCE * max(1.0, float(receipt.logits.abs().max())) if different else 0.0
-    return Comparison("within tolerance" if largest <= allowed and math.isfinite(largest) else "differs", largest, not different, different)
+    verdict: Verdict = "within tolerance" if largest <= allowed and math.isfinite(largest) else "differs"
+    return Comparison(verdict, largest if math.isfinite(largest) else None, not different, different)

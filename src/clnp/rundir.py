@@ -10,7 +10,6 @@ RUN/.lock          held by the process at work, see `clnp.locks`
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import time
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from clnp.errors import StoreError
-from clnp.files import append, read_bounded, write_atomic
+from clnp.files import append, digest, read_bounded, write_atomic
 from clnp.parsing import MAX_YAML, parse_json, parse_yaml
 
 if TYPE_CHECKING:
@@ -52,19 +51,14 @@ def read_config(run: Path) -> Json:
     if not isinstance(config, dict):
         raise StoreError(f"cannot read run '{run}': expected keys and values in its {CONFIG}, found {type(config).__name__}.")
     started = next((event for event in read_events(run) if event.get("event") == "run_started"), {})
-    if started.get("config_sha256", sha256(content)) != sha256(content):
+    if started.get("config_sha256", digest(content)) != digest(content):
         raise StoreError(f"cannot read run '{run}': its {CONFIG} is not the one that the run was started with. Restore it from a copy.")
     return config
 
 
-def sha256(content: bytes) -> str:
-    """Return the SHA-256 of some bytes, in hexadecimal."""
-    return hashlib.sha256(content).hexdigest()
-
-
 def config_sha256(run: Path) -> str:
     """Return the SHA-256 of the configuration as it stands in the directory: a run writes it down when it starts."""
-    return sha256(read_bounded(run / CONFIG, MAX_YAML, run))
+    return digest(read_bounded(run / CONFIG, MAX_YAML, run))
 
 
 def claim(run: Path, config: Mapping[str, Any]) -> None:
@@ -152,7 +146,7 @@ def checked(lines: list[bytes]) -> list[Json | None]:
 
 def _check(before: bytes, body: bytes) -> bytes:
     """Return the check of an event after the one whose check is `before`."""
-    return sha256(before + body)[:16].encode()
+    return digest(before + body)[:16].encode()
 
 
 def append_event(run: Path, event: Mapping[str, Any]) -> Json:
@@ -186,7 +180,7 @@ def write_summary(run: Path, summary: Mapping[str, Any]) -> None:
 
 
 def _summary_check(summary: Mapping[str, Any]) -> str:
-    return sha256(json.dumps(summary, sort_keys=True).encode())[:16]
+    return digest(json.dumps(summary, sort_keys=True).encode())[:16]
 
 
 def read_summary(run: Path) -> Json | None:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from clnp import seeds
 from clnp.errors import DataError, first_line
-from clnp.inputs import Forms, Inputs, check_inputs, cut, join, length, parts, take, which
+from clnp.inputs import Forms, Inputs, check_dense, check_inputs, cut, join, length, parts, take, which
 
 if TYPE_CHECKING:
     from clnp.config import LearnConfig
@@ -99,6 +99,7 @@ def _are_inputs(x: Any) -> bool:
 
 
 def _check_labels_are_whole(y: Tensor, what: str) -> None:
+    check_dense(y, f"cannot use the {what}")
     if y.is_floating_point() or y.dtype == torch.bool or y.is_complex():
         raise DataError(f"cannot use the {what}: expected integer labels, found {y.dtype}. Convert y with .long().")
 
@@ -170,10 +171,6 @@ def check(source: Examples, what: str, forms: Forms) -> None:
     doing, y = f"cannot use the {what}", source.y
     check_inputs(source.x, len(forms), doing)
     inputs = parts(source.x)
-    for tensor in (*inputs, y):
-        if tensor.layout != torch.strided or tensor.is_meta:
-            kind = "one of the meta device, which holds no values" if tensor.is_meta else f"a tensor of layout {tensor.layout}"
-            raise DataError(f"{doing}: expected dense tensors, found {kind}.")
     named = [which(place, len(inputs)) for place in range(len(inputs))]
     of = ["" if name == "x" else f" in {name}" for name in named]
     for x, name in zip(inputs, named, strict=True):

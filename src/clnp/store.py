@@ -19,12 +19,13 @@ from clnp import ledger as ledgers
 from clnp.allocation import FREE, Allocation
 from clnp.describe import Description, is_there, open_ledger, upgrade
 from clnp.emit import positions, with_everyone
-from clnp.entries import FileEntry, Learned, Undone, Widened, digest
+from clnp.entries import FileEntry, Learned, Undone, Widened
 from clnp.errors import DamageError, StoreError, first_line
+from clnp.files import digest
 from clnp.ledger import CONSTANTS, MODEL, PROBE, Addition, Ledger, consistently
-from clnp.locks import locked
+from clnp.locks import WAIT, locked
 from clnp.records import Receipt, TaskRecord, Undoing
-from clnp.tensorfile import tensor_table
+from clnp.tensorfile import check_header, tensor_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
     from clnp.wiring import Wiring
 
-WAIT = 10.0
-"""Seconds to wait for another process that writes to the same directory: a commit takes much less."""
 LOGITS = "receipt.logits"
 
 
@@ -216,9 +215,7 @@ def read(directory: str | PathLike[str], wiring: Wiring, graph: str | None = Non
 
 def _read(path: Path, wiring: Wiring, graph: str | None) -> Stored:
     ledger, description = open_ledger(path)
-    groups = dict(description.groups)
-    for more in ledger.widened:
-        groups |= {name: groups.get(name, 0) + n for name, n in more.items()}
+    groups = description.units(ledger.widened)
     check_network(path, wiring, graph or wiring.graph.hash, description, groups)
     allocation = Allocation.empty(groups)
     records: dict[str, TaskRecord] = {}
@@ -317,7 +314,7 @@ def restore_(wiring: Wiring, state: Mapping[str, Tensor], stored: Stored) -> Non
 def _load(file: Path, content: bytes) -> dict[str, Tensor]:
     """Read the content of a safetensors file, of which the header is judged first."""
     try:
-        tensor_table(content)
+        check_header(content)
         return load(content)
     except (SafetensorError, ValueError) as error:
         raise DamageError(f"cannot load '{file}': it is no safetensors file ({first_line(error)}). Restore it from a copy.") from error

@@ -15,14 +15,12 @@ from clnp.describe import open_ledger, upgrade
 from clnp.entries import Learned, Undone
 from clnp.errors import StoreError, TaskError, damaged
 from clnp.ledger import Addition, Ledger, chained, extend, task_file
-from clnp.locks import locked
+from clnp.locks import WAIT, locked
 from clnp.tensorfile import index_arrays
 
 if TYPE_CHECKING:
     from os import PathLike
 
-WAIT = 10.0
-"""Seconds to wait for another process that writes to the same directory."""
 
 Units = dict[str, set[int]]
 

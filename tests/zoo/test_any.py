@@ -44,7 +44,7 @@ def trained(entry, n_epochs=15):
     return model.eval()
 
 
-@pytest.mark.parametrize("name", ["vit-einsum", "lstm", pytest.param("llama-gqa", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["lstm", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vit-einsum", "llama-gqa"))])
 def test_a_pretrained_network_is_adopted_and_learns_two_more_tasks(name):
     entry, model = ZOO[name], trained(ZOO[name])
     tasks = tasks_for(entry)

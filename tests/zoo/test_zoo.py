@@ -104,7 +104,7 @@ def config(**settings):
 # ---- 1: units
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name == "swin" else name for name in ZOO])
 def test_groups_have_the_units_that_were_counted_by_hand(name):
     entry, wiring = ZOO[name], wiring_of(name)
     assert {group.name: group.n_units for group in wiring.groups} == dict(entry.groups)
@@ -293,7 +293,7 @@ def test_what_was_loaded_learns_on_and_forgets_nothing(name, tmp_path):
     assert_same(logits, logits_of(loaded, mixed_batch(entry)))
 
 
-@pytest.mark.parametrize("name", LEARNING)
+@pytest.mark.parametrize("name", [name if name in ("two-inputs", "lstm") else pytest.param(name, marks=pytest.mark.slow) for name in ZOO])
 def test_every_group_can_be_wider_and_every_bit_stays(name, tmp_path):
     entry, (learner, _, logits) = ZOO[name], learned(name)
     x, rows = mixed_batch(entry), learner.capacity()

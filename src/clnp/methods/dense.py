@@ -6,7 +6,6 @@ batches, so that a comparison is one of methods and not of loops. There is no L1
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from clnp import seeds, training
 from clnp.errors import StoreError, first_line
-from clnp.files import write_atomic
+from clnp.files import digest, write_atomic
 from clnp.inputs import parts
 from clnp.sources import TensorExamples
 from clnp.work import Work, fingerprint
@@ -144,7 +143,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Write a safetensors file as a whole, and return its SHA-256: a crash leaves no half of it under its name."""
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     write_atomic(path, data)
-    return hashlib.sha256(data).hexdigest()
+    return digest(data)
 
 
 def read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
@@ -159,7 +158,7 @@ def read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
     """
     try:
         data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest() != sha256:
+        if digest(data) != sha256:
             raise _damaged(path, f"the safetensors file whose SHA-256 stands in {STATE}", "another content")
         return load(data)
     except (OSError, SafetensorError) as error:
@@ -192,7 +191,7 @@ def read_state(directory: Path) -> dict[str, Any]:
 
 def _checksum(state: Mapping[str, Any]) -> str:
     """Return the SHA-256 of plain data, in their order: it is that of the tasks."""
-    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
+    return digest(json.dumps(state).encode())
 
 
 def _damaged(path: Path, expected: str, found: str) -> StoreError:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from clnp.errors import StoreError
 from clnp.files import write_atomic
 from clnp.report import wording
 from clnp.report.charts import Segment, bar, heat_step, task_colours
+from clnp.report.pages import pages
 from clnp.report.run import read_run
 
 if TYPE_CHECKING:
@@ -60,9 +60,7 @@ def write_report(run_dir: Path | str, out: Path | str | None = None) -> Path:
 
 def render(run: Run) -> str:
     """Return the report of a run as HTML; every text from the run is escaped."""
-    environment = Environment(
-        loader=PackageLoader("clnp.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = pages()
     environment.filters.update(
         percent=wording.percent, points=wording.points, share=wording.share, duration=wording.duration, utc=_utc, plain=_plain
     )

@@ -5,9 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from clnp.receipts import TOLERANCE
+from clnp.report.pages import pages
 
 if TYPE_CHECKING:
     from clnp.verification import Verification
@@ -23,9 +21,9 @@ ANSWERS = {
 
 def render_receipt(found: Verification) -> str:
     """Return a receipt as one HTML page that needs nothing else; every text of the directory is escaped."""
-    environment = Environment(
-        loader=PackageLoader("clnp.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    from clnp.receipts import TOLERANCE  # late: it brings torch, which no other page needs
+
+    environment = pages()
     environment.filters.update(utc=_utc)
     verdicts = {task.comparison.verdict for task in found.tasks}
     if found.problem is not None:

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Make an environment beside the present one in which Avalanche can be imported, for `benchmarks/faults.py --peers`:
+#   bash benchmarks/faulty/environment.sh DIR && DIR/bin/python benchmarks/faults.py --peers
+# It reads the packages of the python that is on the PATH (torch among them) and adds what it lacks; nothing of that one is changed.
+set -euo pipefail
+into=${1:?"give the directory of the new environment"}
+packages=$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+versions=$(mktemp)
+trap 'rm -f "$versions"' EXIT
+python -m pip freeze --exclude-editable | grep -E '^(torch|numpy)==' > "$versions"
+python -m venv "$into"
+echo "$packages" > "$("$into/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
+"$into/bin/pip" install --quiet --no-deps torchvision  # its own operators are missing beside another torch, and are not needed
+"$into/bin/pip" install --quiet --constraint "$versions" avalanche-lib==0.6.0 dill

@@ -1,85 +1,182 @@
-"""The search for the settings of permuted MNIST, on validation data: accuracy against units claimed, one change at a time.
+"""The searches for settings, on validation data alone: one change at a time, and what came of it.
 
-    python benchmarks/search.py permuted-mnist --data DIR --tasks 2 --seed 0 --out benchmarks/results/permuted-mnist-search.json
+    python benchmarks/search.py                                    what there is to search
+    python benchmarks/search.py permuted-mnist-ewc --data DIR      one of them, to benchmarks/results/search/permuted-mnist-ewc.json
+    python benchmarks/search.py --show permuted-mnist-ewc          its table, for the docs
 
-Test data are not read. Settings that are in the file already are not run again, so a killed search continues.
+Test data are not read. Settings that are in the file already are not run again, so a killed search continues. The accuracy is that of all
+tasks after the last one, so that forgetting counts; for methods that own units, the share of the fullest layer is shown beside it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import time
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from clnp import training
 from clnp.benchmarks import get_benchmark
 from clnp.experiment import build_trunk, configure, versions
 from clnp.files import write_atomic
-from clnp.learner import Learner
+from clnp.inputs import cut
+from clnp.methods import METHODS
 
-# Each row is one change to the settings that the benchmark has today.
-CHANGES: dict[str, dict[str, Any]] = {
-    "as it is": {},
-    "criterion: activity (the paper's)": {"criterion": "activity"},
-    "criterion: std-weight": {"criterion": "std-weight"},
-    "l1 5e-5": {"l1": 5e-5},
-    "l1 1e-5": {"l1": 1e-5},
-    "margin 0": {"margin": 0.0},
-    "margin 0.003": {"margin": 0.003},
-    "8 epochs + 2 x 6": {"epochs": 8, "finetune_epochs": 6},
-    "one round of 20": {"rounds": 1, "finetune_epochs": 20},
-    "batch 256": {"batch_size": 256},
-    "pool 0.3": {"pool": 0.3},
-    "pool 0.12": {"pool": 0.12},
-    "lr 1e-3": {"lr": 1e-3},
+if TYPE_CHECKING:
+    from clnp.data.task import Task
+    from clnp.methods import Method
+
+RESULTS = Path(__file__).parent / "results" / "search"
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is tried of one method.
+
+    Attributes:
+        benchmark: a key of BENCHMARKS.
+        method: a key of METHODS.
+        n_tasks: so many of its tasks.
+        changes: name -> settings that differ from the benchmark's own and from `base`.
+        base: settings that are common to all.
+        model: None is the benchmark's own.
+    """
+
+    benchmark: str
+    method: str
+    n_tasks: int
+    changes: dict[str, dict[str, Any]]
+    base: dict[str, Any] = field(default_factory=dict[str, Any])
+    model: str | None = None
+
+
+def _values(setting: str, *values: Any) -> dict[str, dict[str, Any]]:
+    return {f"{setting} {value}": {setting: value} for value in values}
+
+
+DENSE = {"batch_size": 256, "epochs": 3, "rounds": 2, "finetune_epochs": 1}
+"""A dense epoch of 784-2000-2000 takes half a minute of one core: the search has 5 epochs a task, the table twice as many."""
+SEARCHES: dict[str, Search] = {
+    "permuted-mnist": Search(
+        "permuted-mnist",
+        "clnp",
+        2,
+        {
+            "as it is": {},
+            "criterion: activity (the paper's)": {"criterion": "activity"},
+            "criterion: std-weight": {"criterion": "std-weight"},
+            "l1 5e-5": {"l1": 5e-5},
+            "l1 1e-5": {"l1": 1e-5},
+            "margin 0": {"margin": 0.0},
+            "margin 0.001": {"margin": 0.001},
+            "margin 0.003": {"margin": 0.003},
+            "8 epochs + 2 x 6": {"epochs": 8, "finetune_epochs": 6},
+            "one round of 20": {"rounds": 1, "finetune_epochs": 20},
+            "batch 256": {"batch_size": 256},
+            "pool 0.3": {"pool": 0.3},
+            "pool 0.12": {"pool": 0.12},
+            "lr 1e-3": {"lr": 1e-3},
+            "lr 4e-3": {"lr": 4e-3},
+        },
+    ),
+    "permuted-mnist-single": Search("permuted-mnist", "single", 2, _values("lr", 5e-4, 1e-3, 2e-3), DENSE),
+    "permuted-mnist-ewc": Search("permuted-mnist", "ewc", 5, _values("strength", 100.0, 1000.0, 10_000.0), DENSE),
+    "permuted-mnist-si": Search("permuted-mnist", "si", 5, _values("strength", 0.03, 0.1, 0.3, 1.0), DENSE),
+    "permuted-mnist-superposition": Search("permuted-mnist", "superposition", 5, _values("lr", 5e-4, 1e-3, 2e-3), DENSE),
+    "permuted-mnist-hat": Search("permuted-mnist", "hat", 3, _values("strength", 0.1, 0.75), DENSE),
+    "permuted-mnist-packnet": Search("permuted-mnist", "packnet", 3, _values("share", 0.15, 0.25), DENSE),
+    "permuted-mnist-wsn": Search("permuted-mnist", "wsn", 3, _values("share", 0.1, 0.3), DENSE),
 }
 
 
-def measure(benchmark: str, data: Path | None, n_tasks: int, seed: int, change: dict[str, Any]) -> dict[str, Any]:
-    """Learn the first tasks with changed settings and return validation accuracies and units claimed."""
-    config = configure(benchmark, n_tasks=n_tasks, seed=seed, settings=change)
-    tasks = get_benchmark(benchmark).tasks(data, seed, n_tasks)
-    example = tasks[0].validation[0][:2]
-    learner = Learner(build_trunk(config, example), example, seed=seed)
-    rows: list[dict[str, Any]] = []
-    for task in tasks:
-        start = time.process_time()
-        result = learner.learn(task.name, task.train, task.validation, n_classes=task.n_classes, config=config.learn)
-        seconds = time.process_time() - start
-        rows.append(
-            {
-                "validation_unpruned": result.accuracy_unpruned,
-                "validation": result.accuracy,
-                "claimed": result.claimed,
-                "reused": result.reused,
-                "cpu_seconds": seconds,
-            }
-        )
-    return {"change": change, "learn": config.learn.model_dump(mode="json"), "tasks": rows, "versions": versions()}
+def fullest(method: Method) -> float | None:
+    """Return the share of units that are claimed in the group that has the fewest left; None for methods that own none."""
+    capacity = method.capacity()
+    return None if capacity is None else max(1 - group["free"] / group["n_units"] for group in capacity.values())
+
+
+def n_correct(method: Method, task: Task) -> int:
+    """Count the validation examples that a task gets right as the model is now."""
+    x, y = task.validation
+    size = training.EVALUATION_BATCH
+    return sum(
+        int((method.predict(cut(x, i, i + size), task.name).argmax(1).cpu() == y[i : i + size]).sum()) for i in range(0, len(y), size)
+    )
+
+
+def measure(search: Search, data: Path | None, seed: int, change: dict[str, Any]) -> dict[str, Any]:
+    """Learn the first tasks with changed settings and return validation accuracies, units claimed and CPU seconds."""
+    settings = {"threads": 1, **search.base, **change}
+    config = configure(search.benchmark, method=search.method, model=search.model, n_tasks=search.n_tasks, seed=seed, settings=settings)
+    tasks = get_benchmark(search.benchmark).tasks(data, seed, search.n_tasks)
+    example = cut(tasks[0].validation[0], 0, 2)
+    method = METHODS[search.method](partial(build_trunk, config, example), example, config.learn, seed)
+    just_learned: list[float] = []
+    cpu: list[float] = []
+    with training.threads(config.learn.threads):
+        for task in tasks:
+            start = time.process_time()
+            learned = method.learn(task.name, task.train, task.validation, task.n_classes, lambda _: None)
+            cpu.append(time.process_time() - start)
+            just_learned.append(learned["accuracy"])
+        final = [n_correct(method, task) / len(task.validation[1]) for task in tasks]
+    return {
+        "change": change,
+        "learn": config.learn.model_dump(mode="json"),
+        "validation": final,
+        "validation_just_learned": just_learned,
+        "fullest": fullest(method),
+        "capacity": method.capacity(),
+        "cpu_seconds": cpu,
+        "versions": versions(),
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """Return the table of a search, for the docs, the best first."""
+    lines = ["| change | validation accuracy | just after learning | fullest layer | CPU time |", "|---|---|---|---|---|"]
+    rows = sorted(found["settings"].items(), key=lambda row: -sum(row[1]["validation"]))
+    for name, row in rows:
+        mean, just = (100 * sum(row[key]) / len(row[key]) for key in ("validation", "validation_just_learned"))
+        full = "" if row["fullest"] is None else f"{100 * row['fullest']:.0f} %"
+        lines.append(f"| {name} | {mean:.2f} % | {just:.2f} % | {full} | {sum(row['cpu_seconds']):.0f} s |")
+    return "\n".join(lines)
 
 
 def main() -> None:
-    """Measure every change and print a table."""
+    """Measure every change of a search, and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("benchmark")
+    parser.add_argument("name", nargs="?", choices=SEARCHES)
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--tasks", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--show", action="store_true", help="print the table of what was found, and measure nothing")
     options = parser.parse_args()
-    found: dict[str, Any] = json.loads(options.out.read_text())["settings"] if options.out.exists() else {}
-    for name, change in CHANGES.items():
+    if options.name is None:
+        for name, search in SEARCHES.items():
+            print(f"{name:32} {search.method}, {search.n_tasks} tasks of {search.benchmark}: {', '.join(search.changes)}")
+        return
+    search, out = SEARCHES[options.name], options.out or RESULTS / f"{options.name}.json"
+    found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))["settings"] if out.exists() else {}
+    result = {
+        "benchmark": search.benchmark,
+        "method": search.method,
+        "seed": options.seed,
+        "command": shlex.join(["python", *sys.argv]),
+        "settings": found,
+    }
+    for name, change in ({} if options.show else search.changes).items():
         if name not in found:
-            found[name] = measure(options.benchmark, options.data, options.tasks, options.seed, change)
-            command = "python " + " ".join(sys.argv)
-            result = {"benchmark": options.benchmark, "seed": options.seed, "command": command, "settings": found}
-            write_atomic(options.out, json.dumps(result, indent=1) + "\n")
-        rows = found[name]["tasks"]
-        accuracy = sum(row["validation"] for row in rows) / len(rows)
-        claimed = " ".join("+".join(str(n) for n in row["claimed"].values()) for row in rows)
-        print(f"{name:36} validation {accuracy:.4f}  claimed {claimed}  CPU {sum(row['cpu_seconds'] for row in rows):.0f} s", flush=True)
+            found[name] = measure(search, options.data, options.seed, change)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(out, json.dumps(result, indent=1) + "\n")
+            print(f"{name}: {100 * sum(found[name]['validation']) / search.n_tasks:.2f} %", flush=True)
+    print(table(result))
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ FLOORS = {
     "export": 4,
     "wider": 4,
     "methods": 5,
-    "data": 5,
+    "data": 2,
     "benchmarks": 5,
     "models": 5,
     "experiment": 6,
@@ -133,7 +133,6 @@ NEIGHBOURS = {
     ("learner", "export"),
     ("learner", "forecast"),
     ("wider", "learner"),  # its type alone: the learner calls `widen_` when it is loaded
-    ("benchmarks", "data"),
     ("benchmarks", "models"),
     ("cli", "console"),
     ("cli", "cli_models"),

@@ -15,10 +15,10 @@ from statistics import stdev
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from clnp.errors import StoreError
+from clnp.report.pages import pages
 from clnp.report.run import read_run
 
 if TYPE_CHECKING:
@@ -170,14 +170,11 @@ def flip_test(differences: Sequence[float]) -> float:
 
 def render_comparison(found: Comparison) -> str:
     """Return a comparison as one HTML page that needs nothing else: a plot of every seed, and the table."""
-    environment = Environment(
-        loader=PackageLoader("clnp.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     values = [value for row in found.rows for value in row.averages]
     low, high = min(values), max(values)
     low, high = low - 0.05 * (high - low or 0.01), high + 0.05 * (high - low or 0.01)
     plots = [_strip(row, low, high) for row in found.rows]
-    return environment.get_template("compare.html").render(found=found, rows=list(zip(found.rows, plots, strict=True)), low=low, high=high)
+    return pages().get_template("compare.html").render(found=found, rows=list(zip(found.rows, plots, strict=True)), low=low, high=high)
 
 
 def _strip(row: Row, low: float, high: float) -> Markup:

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from clnp.importance import CRITERIA, Activity
+from clnp.measuring import activities
 from clnp.sources import TensorExamples
-from clnp.training import activities
+from clnp.split import Head
 from clnp.wiring import trace
 
 HAND = Activity(
@@ -18,6 +19,7 @@ HAND = Activity(
     firing=torch.tensor([0.5, 0.0, 1.0]),
     std=torch.tensor([1.0, 0.0, 0.0]),
     outgoing=torch.tensor([3.0, 5.0, 2.0]),
+    taylor=torch.tensor([0.25, 0.0, 0.5]),
 )
 EXPECTED = {
     "activity": [2.0, 0.0, 3.0],
@@ -26,6 +28,7 @@ EXPECTED = {
     "activity-weight": [6.0, 0.0, 6.0],
     "firing-weight": [1.5, 0.0, 2.0],
     "std-weight": [3.0, 0.0, 0.0],
+    "taylor": [0.25, 0.0, 0.5],
 }
 
 
@@ -40,7 +43,9 @@ def measured(network, head, x):
     everything = torch.ones(wiring.n_units, dtype=torch.bool)
     data = TensorExamples(x, torch.zeros(len(x), dtype=torch.long))
     scores = {name: torch.zeros(wiring.n_units) for name in CRITERIA}
-    for units, activity in activities(wiring, network.state_dict(), everything, head, data, everything):
+    for units, activity in activities(
+        wiring, network.state_dict(), everything, Head(head, torch.zeros(3)), data, everything, gradients=True
+    ):
         for name, criterion in CRITERIA.items():
             scores[name][units] = criterion(activity)
     return scores
@@ -81,7 +86,7 @@ def test_a_unit_that_never_changes_is_a_bias(name):
     assert scores[1] < 1e-3 * scores[:6].max()
 
 
-@pytest.mark.parametrize("name", ["activity-weight", "std-weight", "firing"])
+@pytest.mark.parametrize("name", ["activity-weight", "std-weight", "firing", "taylor"])
 def test_rescaling_a_relu_unit_between_inputs_and_outputs(name):
     """A ReLU unit can be rescaled freely: the function stays the same, so must the score of size times weight."""
     network, head, x = two_layers()

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from clnp.errors import ConfigError
 
-Criterion = Literal["activity", "firing", "std", "activity-weight", "firing-weight", "std-weight"]
+Criterion = Literal["activity", "firing", "std", "activity-weight", "firing-weight", "std-weight", "taylor"]
 
 
 class LearnConfig(BaseModel):

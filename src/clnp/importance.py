@@ -24,12 +24,19 @@ class Activity:
         firing: fraction of examples and positions where the activity is not zero, (k,).
         std: standard deviation over examples and positions, (k,).
         outgoing: sum of |weight| from the unit into what the task trains there, (k,).
+        taylor: mean over examples of |sum over positions of activity times the gradient of the loss|, (k,); None where no gradient was taken.
     """
 
     mean_abs: Tensor
     firing: Tensor
     std: Tensor
     outgoing: Tensor
+    taylor: Tensor | None = None
+
+
+def _taylor(measured: Activity) -> Tensor:
+    assert measured.taylor is not None, "gradients were not measured"
+    return measured.taylor
 
 
 CRITERIA: Mapping[str, Callable[[Activity], Tensor]] = {
@@ -44,5 +51,10 @@ CRITERIA: Mapping[str, Callable[[Activity], Tensor]] = {
     "activity-weight": lambda a: a.mean_abs * a.outgoing,
     "firing-weight": lambda a: a.firing * a.outgoing,
     "std-weight": lambda a: a.std * a.outgoing,
+    # To first order, how much the loss changes when the unit is gone; as EideticNet has it, after Molchanov et al. 2017, equation 8.
+    "taylor": _taylor,
 }
 """The criteria by name. Reference: Golkar, Kagan & Cho 2019, section 3.2 ("activity"); the others are ours or the field's."""
+
+WITH_GRADIENTS = frozenset({"taylor"})
+"""The criteria that need a backward pass."""

@@ -30,6 +30,7 @@ def narrow(
     *,
     norms: Sequence[Part] = (),
     outputs: Sequence[str] | None = None,
+    moved: bool = True,
     buffers: bool = False,
     head: tuple[Tensor, Tensor] | None = None,
 ) -> fx.GraphModule:
@@ -41,7 +42,8 @@ def narrow(
         units: the units to keep, bool (n_units,). Weights between kept units are copied as they are.
         norms: for layer norms and their kin: which units are normalised over which, see `clnp.isolation.norm_parts`. Units that
             are in none of them are normalised over all that are kept.
-        outputs: names of nodes to return (a tuple, each with its examples along dimension 0) instead of the trunk's output.
+        outputs: names of nodes to return (a tuple, see `moved`) instead of the trunk's output.
+        moved: move the examples of each of `outputs` to dimension 0; otherwise they stay where the network has them.
         buffers: keep the weights as buffers, so that no optimizer can ever be given them.
         head: weight (classes, F) and bias (classes,) of a linear head on the trunk's F features.
 
@@ -66,7 +68,7 @@ def narrow(
             continue
         values[node.name] = emitter.constant(node) if node.op == CONSTANT else emit(Step(emitter, node, member, operand, norms))
     if outputs is not None:
-        return emitter.finish(tuple(batch_first(emitter, wiring, name, operand(name)) for name in outputs))
+        return emitter.finish(tuple(output(emitter, wiring, name, operand(name), moved=moved) for name in outputs))
     result = operand(wiring.graph.output)
     if head is not None:
         columns = positions(member, wiring.features).to(head[0].device)
@@ -95,16 +97,16 @@ def reaches(wiring: Wiring, units: Tensor) -> bool:
     return wiring.graph.output in alive
 
 
-def batch_first(emitter: Emitter, wiring: Wiring, name: str, value: Any) -> fx.Node:
-    """Move the examples of a value to dimension 0."""
+def output(emitter: Emitter, wiring: Wiring, name: str, value: Any, *, moved: bool) -> fx.Node:
+    """Return a value for the end of a graph; `moved`: with its examples along dimension 0."""
     if isinstance(value, tuple):
         value = value[0]
     dim = wiring.graph.batch_dim(wiring.node(name))
-    return value if not dim else emitter.run("movedim.int", value, dim, 0)
+    return value if not dim or not moved else emitter.run("movedim.int", value, dim, 0)
 
 
 def moved_labels(wiring: Wiring, name: str) -> Tensor:
-    """Return the labels of a value whose examples were moved to dimension 0, as `batch_first` does."""
+    """Return the labels of a value whose examples were moved to dimension 0, as `output` does."""
     dim = wiring.graph.batch_dim(wiring.node(name))
     labels = wiring.values[name]
     return labels if not dim else labels.movedim(dim, 0)
@@ -192,4 +194,4 @@ def joined(output: Any) -> Tensor:
     return leaves[0] if len(leaves) == 1 else torch.cat(leaves, 1)
 
 
-__all__ = ["batch_first", "check_narrowing", "joined", "moved_labels", "narrow", "positions", "present", "take", "with_everyone"]
+__all__ = ["check_narrowing", "joined", "moved_labels", "narrow", "positions", "present", "take", "with_everyone"]

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from clnp.errors import TrainingError
-from clnp.importance import CRITERIA
+from clnp.importance import CRITERIA, WITH_GRADIENTS
 from clnp.isolation import closure, norm_parts, severed
+from clnp.measuring import activities
 from clnp.narrow import reaches
 from clnp.selection import Keep, allowed_loss, select
 from clnp.split import Head, SplitNetwork, split
-from clnp.training import ESTIMATE_EXAMPLES, activities, estimate_norms_, fit, kept_values, n_correct, n_correct_and_finite, narrow_kept
+from clnp.training import ESTIMATE_EXAMPLES, estimate_norms_, fit, kept_values, n_correct, n_correct_and_finite, narrow_kept
 from clnp.work import Work, fingerprint
 
 if TYPE_CHECKING:
@@ -270,8 +271,9 @@ def search(trial: Trial, network: SplitNetwork, bar: Bar, slack: int, number: in
     trial.tell("score", number)
     scores = torch.zeros(wiring.n_units)
     norms = [*trial.norms, (network.pool_units, network.visible)]
+    gradients = config.criterion in WITH_GRADIENTS
     for units, activity in activities(
-        wiring, trial.state, network.visible, trial.head.weight, trial.data.sample, network.pool_units, norms
+        wiring, trial.state, network.visible, trial.head, trial.data.sample, network.pool_units, norms, gradients=gradients
     ):
         scores[units] = torch.maximum(scores[units], CRITERIA[config.criterion](activity))
     trial.tell("select", number)

@@ -1,4 +1,4 @@
-"""Plain loops: fit, count correct answers, measure activities, estimate norms again."""
+"""Plain loops: fit, count correct answers, estimate norms again."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from torch import Tensor, fx, nn
 
 from clnp import seeds, stopping
 from clnp.course import Course, load_trained_
-from clnp.emit import operand_view, positions, with_everyone
+from clnp.emit import positions, with_everyone
 from clnp.errors import ConfigError, DataError, TrainingError, first_line
-from clnp.importance import Activity
-from clnp.inputs import Inputs, cut, length, parts, to_device
-from clnp.narrow import moved_labels, narrow
+from clnp.inputs import Inputs, cut, parts, to_device
+from clnp.narrow import moved_labels
 from clnp.sources import Examples, StreamExamples, TensorExamples, check_labels
 from clnp.split import SplitNetwork
 from clnp.wiring.labels import varying
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
 
     from clnp.config import LearnConfig
-    from clnp.kinds import Part
-    from clnp.wiring import Wiring
 
 Progress = Callable[[dict[str, Any]], None]
 EVALUATION_BATCH = 250
@@ -319,81 +316,3 @@ def estimate_norms_(network: SplitNetwork, data: TensorExamples, kept: tuple[Ten
         )
     for norm in norms:
         norm.estimating = False
-
-
-@torch.no_grad()
-def activities(
-    wiring: Wiring,
-    state: Mapping[str, Tensor],
-    visible: Tensor,
-    head_weight: Tensor,
-    data: TensorExamples,
-    owner_free: Tensor,
-    norms: Sequence[Part] = (),
-) -> list[tuple[Tensor, Activity]]:
-    """Measure what each layer reads, over examples and positions, in the network of the visible units.
-
-    Args:
-        wiring: of the network.
-        state: full-width parameters, the trained pool rows among them.
-        visible: bool (n_units,).
-        head_weight: the task's head (classes, F).
-        data: examples to measure on.
-        owner_free: bool (n_units,): the units whose rows the task trains; only their weights count as outgoing.
-        norms: for norms over units, what is normalised over what.
-
-    Returns: for each place where units are read, the units (k,) and their `Activity`.
-    """
-    member = with_everyone(visible, everyone=False)
-    reads = list(dict.fromkeys([*(source for _, source in wiring.reads), wiring.graph.output]))
-    reads = [name for name in reads if bool(member[wiring.values[name]].any())]
-    network = narrow(wiring, state, visible, norms=norms, outputs=reads).eval()
-    device = head_weight.device
-    sums: list[list[Tensor]] = []
-    n = 0
-    for x, _, _ in batches(data, None, EVALUATION_BATCH // 2, device):
-        stopping.check()
-        values, n_examples = network(*parts(x)), length(x)
-        found = [_moments(value, wiring, name) for value, name in zip(values, reads, strict=True)]
-        found = [[part * n_examples for part in moments] for moments in found]  # every example counts the same
-        sums = found if not sums else [[a + b for a, b in zip(old, new, strict=True)] for old, new in zip(sums, found, strict=True)]
-        n += n_examples
-    everyone = with_everyone(visible)
-    measured: list[tuple[Tensor, Activity]] = []
-    for name, (absolute, firing, first, second) in zip(reads, sums, strict=True):
-        labels = moved_labels(wiring, name).flatten()
-        places = positions(everyone, labels)
-        units, inverse = torch.unique(labels[places], return_inverse=True)
-        count = torch.bincount(inverse).to(device)
-        pool = [
-            torch.zeros(len(units), device=device).index_add_(0, inverse.to(device), part / n) / count
-            for part in (absolute, firing, first, second)
-        ]
-        outgoing = _outgoing(wiring, state, head_weight, name, owner_free & visible, units)
-        activity = Activity(pool[0], pool[1], (pool[3] - pool[2] ** 2).clamp(min=0).sqrt(), outgoing)
-        real = units >= 0
-        measured.append((units[real], Activity(*(getattr(activity, key).cpu()[real] for key in ("mean_abs", "firing", "std", "outgoing")))))
-    return measured
-
-
-def _moments(value: Tensor, wiring: Wiring, name: str) -> list[Tensor]:
-    """Return the means of |a|, a != 0, a and a^2 over all dimensions but that of the units: each (k,)."""
-    dims = varying(moved_labels(wiring, name))
-    value = value.float()  # under autocast it may be half precision
-    flat = value.transpose(0, dims[0]).flatten(1) if dims else value.reshape(1, -1)  # (k, B * positions)
-    return [flat.abs().mean(1), (flat != 0).float().mean(1), flat.mean(1), flat.square().mean(1)]
-
-
-def _outgoing(wiring: Wiring, state: Mapping[str, Tensor], head_weight: Tensor, name: str, rows_of: Tensor, units: Tensor) -> Tensor:
-    """Sum |weight| from each unit into the rows that the task trains and that read the value `name`: (len(units),)."""
-    total = torch.zeros(wiring.n_units + 1, device=head_weight.device)
-    for weight, source in wiring.reads:
-        labels = wiring.operands[weight]
-        if source == name and labels.columns is not None and labels.column_dim is not None and labels.row_dim is not None:
-            tensor = operand_view(wiring, state, weight)
-            tensor = tensor.index_select(labels.row_dim, rows_of[labels.rows].nonzero()[:, 0].to(tensor.device))
-            columns = tensor.abs().sum([d for d in range(tensor.dim()) if d != labels.column_dim])
-            total.index_add_(0, (labels.columns % len(total)).to(total.device), columns)  # raw input, label -1: the last place
-    if name == wiring.graph.output:
-        total.index_add_(0, (wiring.features % len(total)).to(total.device), head_weight.detach().abs().sum(0))
-    return total[units.to(total.device)]

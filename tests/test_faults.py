@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 import sys
 from pathlib import Path
@@ -19,9 +20,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import faults
 from faulty import crashes, damage, sharing
-from faulty.board import Row, Verdict, markdown, table, total
+from faulty.board import MUST_BE_ZERO, Row, Verdict, markdown, table, total
 from faulty.processes import Case, play
 
+DOCS = Path(__file__).parent.parent / "docs" / "faults.md"
 FEW = {
     "kill-training": 1,
     "stopped-runs": 1,
@@ -161,3 +163,15 @@ def test_the_command_writes_its_results_and_says_no(stage, tmp_path, monkeypatch
     monkeypatch.setitem(faults.CLASSES, "receipts", bad)
     assert faults.main(["--only", "receipts", "--short"]) == 1
     capsys.readouterr()
+
+
+def test_the_page_says_what_the_full_scoreboard_found(capsys):
+    assert faults.main(["--show", str(faults.RESULTS), "--markdown"]) == 0
+    tables = capsys.readouterr().out.strip()
+    rows = [line for line in tables.splitlines() if line.startswith("|")]
+    assert len(rows) > len(faults.CLASSES) + 10
+    assert "\n".join(rows) in "\n".join(line for line in DOCS.read_text(encoding="utf-8").splitlines() if line.startswith("|"))
+    kept = json.loads(faults.RESULTS.read_text(encoding="utf-8"))
+    assert kept["injected"] >= 10_000
+    assert not any(kept[column] for column in MUST_BE_ZERO)
+    assert set(kept["classes"]) == set(faults.CLASSES), "every class was run"

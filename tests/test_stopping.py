@@ -25,6 +25,16 @@ from test_work import Steps
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent / "src"), "COLUMNS": "120"}
 HANDLED = (signal.SIGINT, signal.SIGTERM)
+
+
+@pytest.fixture(autouse=True)
+def listening():
+    """A shell starts what it puts in the background with Ctrl-C ignored, and what is ignored stays so: not in these tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 every_signal = pytest.mark.parametrize("number", HANDLED)
 FAST = ["--tasks", "2", "--set", "epochs=2", "--set", "rounds=1", "--set", "finetune_epochs=1"]
 

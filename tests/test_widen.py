@@ -33,7 +33,7 @@ def test_every_group_can_be_wider_and_every_bit_stays(name):
     promises.assert_same(before, promises.logits_of(learner))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["mlp", "vgg", pytest.param("resnet", marks=pytest.mark.slow)])
 def test_the_next_task_learns_in_the_new_units(name):
     learner = learned(name, 2, pool="all", margin=0.0, rounds=1)
     tight = min(learner.capacity(), key=lambda group: learner.capacity()[group].free)
@@ -48,7 +48,7 @@ def test_the_next_task_learns_in_the_new_units(name):
     assert wider.capacity()[tight].free < n_free
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["mlp", "vgg", pytest.param("resnet", marks=pytest.mark.slow)])
 def test_it_goes_on_in_the_old_directory_and_files_of_tasks_are_not_written_again(name, tmp_path):
     learner = learned(name, 2)
     learner.save(tmp_path)

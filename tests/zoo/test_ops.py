@@ -23,6 +23,8 @@ CASES = {**OPS, **MERGED}
 SOURCE = Path(__file__).with_name("op_refused.py")
 LOST = "capacity lost here"
 SEEDS = 2
+THIRD = [name if place % 3 == 0 else pytest.param(name, marks=pytest.mark.slow) for place, name in enumerate(CASES)]
+"""To capture a network takes a fifth of a second: a third of them in the fast suite, all of them in the slow one (and units and labels of all in CI)."""
 
 
 # ---- what the table says, without the library
@@ -154,7 +156,7 @@ def n_positions(shape, dim):
     return shape[dim] if shape else 1
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", THIRD)
 def test_units_and_labels_are_those_computed_by_hand(name):
     check_labels(CASES[name], *traced(name))
 
@@ -183,17 +185,13 @@ def check_labels(case, model, wiring):
     assert case.merged in (None, LOST in wiring.explain())
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", THIRD)
 def test_every_parameter_is_labelled(name):
     model, wiring = traced(name)
     assert {key for key, _ in unfolded(CASES[name], model).named_parameters()} <= set(wiring.parameters)
 
 
-# A third of them in the fast suite, all of them in the slow one.
-NARROWED = [name if place % 3 == 0 else pytest.param(name, marks=pytest.mark.slow) for place, name in enumerate(CASES)]
-
-
-@pytest.mark.parametrize("name", NARROWED)
+@pytest.mark.parametrize("name", THIRD)
 def test_a_narrowed_network_is_the_whole_one_without_the_other_units(name):
     check_narrowed(CASES[name], *traced(name))
 

@@ -310,7 +310,7 @@ def test_what_once_went_wrong(name):
 
 
 def test_random_networks():
-    check_many(30, 5, 1)
+    check_many(20, 5, 1)
 
 
 @pytest.mark.slow

@@ -16,8 +16,10 @@ import clnp
 from clnp.narrow import narrow
 from clnp.wiring import trace
 
-QUICK = ("two-inputs", "vit-einsum", "lstm")
-"""These learn three tasks in the fast suite, the others in the slow one."""
+QUICK = ("two-inputs", "lstm")
+"""These learn three tasks in the fast suite, where `test_examples` has transformers; the others in the slow one."""
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name == "swin" else name for name in ZOO]
+"""To capture a Swin transformer takes ten seconds."""
 LEARNING = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ZOO]
 SINGLE_ONLY = ("llama-by-hand", "lstm", "lstm-bidirectional", "gru")
 """Networks whose code, or whose layers (the first hidden state), ask for single precision once they are captured."""
@@ -104,7 +106,7 @@ def config(**settings):
 # ---- 1: units
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name == "swin" else name for name in ZOO])
+@pytest.mark.parametrize("name", NAMES)
 def test_groups_have_the_units_that_were_counted_by_hand(name):
     entry, wiring = ZOO[name], wiring_of(name)
     assert {group.name: group.n_units for group in wiring.groups} == dict(entry.groups)
@@ -112,13 +114,13 @@ def test_groups_have_the_units_that_were_counted_by_hand(name):
     assert wiring.n_units == entry.n_units
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_page_of_networks_says_what_the_wiring_finds(name):
     lines = PAGE.read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if line.startswith(f"| {name} |")] == [row(name, wiring_of(name))], "run: python tests/zoo/zoo_table.py"
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_parameter_is_labelled_in_full(name):
     wiring, model = wiring_of(name), oracle.plain(ZOO[name])
     tensors = oracle.tensors_of(model)
@@ -134,7 +136,7 @@ def test_every_parameter_is_labelled_in_full(name):
     assert len(wiring.features) == oracle.features_of(model, ZOO[name].example(2)).shape[1]
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", NAMES)
 def test_explain_names_every_group(name):
     entry, text = ZOO[name], wiring_of(name).explain()
     assert all(group in text for group in entry.groups)
@@ -147,7 +149,7 @@ def test_capacity_that_is_lost_is_said_to_be():
 # ---- 2: isolation
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", NAMES)
 def test_claimed_units_keep_every_bit(name):
     for seed in range(N_SEEDS):
         oracle.check_isolation(ZOO[name], wiring_of(name), seed)
@@ -177,7 +179,7 @@ def check_narrowed(name, inputs, seed):
             assert_close(run(narrowed, x), single, double)
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", NAMES)
 def test_narrowed_is_the_network_without_the_other_units(name):
     check_narrowed(name, [ZOO[name].example(n) for n in BATCHES], seed=0)
 
@@ -362,7 +364,7 @@ def test_the_zoo_holds_many_small_networks():
     assert all(group in ZOO[name].groups for name, group in EMPTIED)
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_network_takes_the_inputs_that_it_says_it_takes(name):
     entry = ZOO[name]
     model = oracle.plain(entry)
@@ -373,7 +375,7 @@ def test_a_network_takes_the_inputs_that_it_says_it_takes(name):
         assert bool(out.isfinite().all())
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", NAMES)
 def test_three_tasks_of_real_data_fit_the_network(name):
     entry = ZOO[name]
     for x_train, y_train, x_val, y_val in tasks_for(entry):

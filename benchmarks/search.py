@@ -80,6 +80,8 @@ SEARCHES: dict[str, Search] = {
             "batch 256": {"batch_size": 256},
             "pool 0.3": {"pool": 0.3},
             "pool 0.12": {"pool": 0.12},
+            "label smoothing 0.1": {"label_smoothing": 0.1},
+            "label smoothing 0.2": {"label_smoothing": 0.2},
             "lr 1e-3": {"lr": 1e-3},
             "lr 4e-3": {"lr": 4e-3},
         },

@@ -52,6 +52,8 @@ BAD = [
     ("finetune_epochs", -1),
     ("patience", 0),
     ("loss", "mse"),
+    ("label_smoothing", -0.1),
+    ("label_smoothing", 1.0),
     ("head", "triple"),
     ("reuse", "perhaps"),
     ("private", 2),

@@ -48,6 +48,7 @@ class LearnConfig(BaseModel):
     finetune_epochs: int = Field(4, ge=0, description="epochs in which the survivors of a round train on; 0 prunes only")
     patience: int | None = Field(None, ge=1, description="stop training after so many epochs without a better validation accuracy")
     loss: Literal["cross-entropy"] = Field("cross-entropy", description="the training loss")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of each label that is spread over all classes in the training loss")
     head: Literal["multi", "single"] = Field("multi", description="output rows of its own for each task, or one shared row per class")
     reuse: bool = Field(True, description="whether the task may read units of earlier tasks")
     private: bool = Field(False, description="whether later tasks are kept from reading this task's units")

@@ -222,7 +222,7 @@ def fit(
             for x, y, meets in batches(train, kept, batch_size, device, generator, first=at.n):
                 if isinstance(train, StreamExamples):
                     _check_batch(network, y, n_classes, task)
-                loss = F.cross_entropy(network(x, meets), y)
+                loss = F.cross_entropy(network(x, meets), y, label_smoothing=config.label_smoothing)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 if l1:

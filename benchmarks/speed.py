@@ -1,7 +1,7 @@
 """What training and predicting cost, beside plain PyTorch and the peers: CPU time, taken in turns.
 
     python benchmarks/speed.py --out benchmarks/results/speed.json                      without peers
-    bash benchmarks/speedy/environment.sh DIR && python benchmarks/speed.py --peers DIR/bin/python --out ...
+    bash benchmarks/peers.sh DIR && python benchmarks/speed.py --peers DIR/bin/python --out ...
     python benchmarks/speed.py --phases --data DATA --out ...                           where a task's time goes
     python benchmarks/speed.py --show benchmarks/results/speed.json                     the tables
 

@@ -66,6 +66,7 @@ def test_the_table_holds_what_the_issue_names():
         "split-fashion-mnist": ("task-incremental", 5, 5, "mlp-256"),
         "split-cifar10": ("task-incremental", 5, 5, "vgg-small"),
         "cifar10-100": ("task-incremental", 6, 11, "zenke"),
+        "mixed": ("task-incremental", 15, 15, "vgg-small"),
         "split-cifar100-10x10": ("task-incremental", 10, 10, "resnet18-narrow"),
         "split-cifar100-20x5": ("task-incremental", 20, 20, "resnet18-narrow"),
     }
@@ -133,7 +134,8 @@ def test_what_is_loaded_belongs_to_the_caller(name, data):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_another_seed_holds_out_other_examples_and_never_touches_test_data(name, data):
-    one, two = the_tasks(name, data, seed=0)[0], the_tasks(name, data, seed=1)[0]
+    one = the_tasks(name, data, seed=0)[0]
+    two = next(task for task in the_tasks(name, data, seed=1) if task.name == one.name)  # seeds mix in orders of their own
     assert one.details["validation_sha256"] != two.details["validation_sha256"]
     if name not in PERMUTED:
         assert torch.equal(one.test[0], two.test[0])
@@ -256,7 +258,7 @@ def test_rotation_in_pieces_equals_rotation_at_once():
 # Split
 
 
-@pytest.mark.parametrize("name", [name for name in SPLIT if name not in ("digits", "cifar10-100")])
+@pytest.mark.parametrize("name", [name for name in SPLIT if name not in ("digits", "cifar10-100", "mixed")])
 def test_a_split_task_holds_all_images_of_its_classes_and_no_others(name, data):
     tasks = the_tasks(name, data)
     size = tasks[0].n_classes
@@ -297,6 +299,26 @@ def test_cifar10_comes_first_and_then_cifar100_by_tens(data):
         assert task.details["source_classes"] == (list(range(10)) if t == 0 else list(range(10 * t - 10, 10 * t)))
         x, y = task.train
         assert torch.equal(written_label(task.details["source"], x), y + max(0, 10 * t - 10))
+
+
+def test_each_seed_mixes_three_data_sets_in_an_order_of_its_own(data):
+    orders = [[task.name for task in the_tasks("mixed", data, seed)] for seed in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
+    assert (
+        sorted(orders[0]) == sorted(orders[2]) == sorted(f"{name}-{t}" for name in ("mnist", "fashion-mnist", "cifar10") for t in range(5))
+    )
+    assert [task.name for task in the_tasks("mixed", data, n_tasks=4)] == orders[0][:4]
+    for task in the_tasks("mixed", data):
+        name, number = task.name.rsplit("-", 1)
+        (plain,) = (other for other in the_tasks(f"split-{name}", data) if other.name.endswith(number))
+        (x, y), (same, labels) = task.validation, plain.validation
+        assert torch.equal(y, labels)
+        if name == "cifar10":
+            assert torch.equal(x, same)
+        else:
+            assert torch.equal(x[:, :, 2:-2, 2:-2], same.expand(-1, 3, -1, -1))
+            assert x.unique().numel() > 1
+            assert set(x[:, :, 0].unique().tolist()) == {x.min().item()}, "the border is black"
 
 
 def test_cifar10_alone_needs_no_cifar100(tmp_path):

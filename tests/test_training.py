@@ -91,10 +91,16 @@ def test_one_step_of_sgd_is_the_loss_and_the_penalty_and_nothing_else(data, smoo
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     x, y = data.x[:16], data.y[:16]
     logs = F.log_softmax(network(x), 1)
-    loss = (1 - smoothing) * F.nll_loss(logs, y) - smoothing * logs.mean() + 0.03 * sum(p.abs().sum() for p in network.parameters() if p.dim() > 1)
+    loss = (
+        (1 - smoothing) * F.nll_loss(logs, y)
+        - smoothing * logs.mean()
+        + 0.03 * sum(p.abs().sum() for p in network.parameters() if p.dim() > 1)
+    )
     gradients = dict(zip(before, torch.autograd.grad(loss, list(network.parameters())), strict=True))
     step = make(trunk(0.0))
-    learn(step, TensorExamples(x, y), optimizer="sgd", momentum=0.0, lr=0.1, l1=0.03, schedule="constant", epochs=1, label_smoothing=smoothing)
+    learn(
+        step, TensorExamples(x, y), optimizer="sgd", momentum=0.0, lr=0.1, l1=0.03, schedule="constant", epochs=1, label_smoothing=smoothing
+    )
     for name, p in step.named_parameters():
         assert torch.allclose(p, before[name] - 0.1 * gradients[name], atol=1e-5), name
 

@@ -22,6 +22,7 @@ from clnp.data.idx import load_fashion_mnist, load_mnist
 from clnp.data.source import digest
 from clnp.data.task import JSON, Split, Task
 from clnp.errors import ConfigError
+from clnp.inputs import parts
 from clnp.models import lookup
 from clnp.seeds import generator
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float32, Int64, UInt8
 
     from clnp.data.source import Source
+    from clnp.inputs import Inputs
 
 Scenario: TypeAlias = Literal["task-incremental", "domain-incremental", "class-incremental"]
 Build: TypeAlias = Callable[[Path | None, int, int], list[Task]]
@@ -191,6 +193,29 @@ def _cifar10_100(_name: str, data: Path | None, seed: int, n_tasks: int) -> list
     return [first] if n_tasks == 1 else [first, *split_tasks("cifar100", load_cifar100(data), seed, _groups(n_tasks - 1, 10))]
 
 
+def _mixed(_name: str, data: Path | None, seed: int, n_tasks: int) -> list[Task]:
+    """Two classes at a time of three data sets, in an order that the seed draws; grey images are padded with black to 32 x 32 and repeated in three channels."""
+    splits = [
+        task if task.details["source"] == "cifar10" else replace(task, load=_as_colour(task.load, -source.mean[0] / source.std[0]))
+        for load in (load_fashion_mnist, load_mnist, load_cifar10)
+        for source in (load(data),)
+        for task in split_tasks(source.name, source, seed, _groups(5, 2))
+    ]
+    order = torch.randperm(len(splits), generator=generator(seed, "order")).tolist()
+    return [splits[place] for place in order[:n_tasks]]
+
+
+def _as_colour(load: Callable[[Split], tuple[Inputs, Tensor]], black: float) -> Callable[[Split], tuple[Tensor, Tensor]]:
+    """Return a loader of grey 28 x 28 images as if they were those of CIFAR; `black` is what a byte of 0 becomes."""
+
+    def changed(split: Split) -> tuple[Tensor, Tensor]:
+        inputs, y = load(split)
+        (x,) = parts(inputs)
+        return F.pad(x, (2, 2, 2, 2), value=black).expand(-1, 3, -1, -1).contiguous(), y
+
+    return changed
+
+
 # One thread is fastest for networks this small.
 # Settings that differ from LearnConfig's defaults, chosen on validation data (docs/tuning.md tells how).
 SMALL: Mapping[str, Any] = {"epochs": 24, "margin": 0.02, "threads": 1}
@@ -298,6 +323,15 @@ BENCHMARKS: dict[str, Benchmark] = {
             max_tasks=11,
             model="zenke",
             build=_cifar10_100,
+        ),
+        _benchmark(
+            "mixed",
+            "Fashion-MNIST, MNIST and CIFAR-10, two classes at a time, mixed: each seed has an order of its own",
+            "task-incremental",
+            n_tasks=15,
+            max_tasks=15,
+            model="vgg-small",
+            build=_mixed,
         ),
         _benchmark(
             "split-cifar100-10x10",

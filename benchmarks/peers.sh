@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Make an environment beside the present one in which Avalanche can be imported, for `benchmarks/faults.py --peers`:
-#   bash benchmarks/faulty/environment.sh DIR && DIR/bin/python benchmarks/faults.py --peers
+# Make an environment beside the present one that has the peers we measure against:
+#   bash benchmarks/peers.sh DIR && DIR/bin/python benchmarks/faults.py --peers
+#   bash benchmarks/peers.sh DIR && python benchmarks/speed.py --peers DIR/bin/python
 # It reads the packages of the python that is on the PATH (torch among them) and adds what it lacks; nothing of that one is changed.
 set -euo pipefail
 into=${1:?"give the directory of the new environment"}
@@ -12,3 +13,4 @@ python -m venv "$into"
 echo "$packages" > "$("$into/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
 "$into/bin/pip" install --quiet --no-deps torchvision  # its own operators are missing beside another torch, and are not needed
 "$into/bin/pip" install --quiet --constraint "$versions" avalanche-lib==0.6.0 dill
+"$into/bin/pip" install --quiet --constraint "$versions" clarena==1.1.0 || echo "clarena does not install here: it is left out" >&2

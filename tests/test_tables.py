@@ -1,0 +1,127 @@
+"""The scripts behind the tables: plans that can be run, results that are kept once, tables that say what was kept."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from clnp.experiment import configure
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+import plans
+import reproduce
+import search
+import speed
+from plans import Entry, Experiment
+
+QUICK = {"epochs": 1, "rounds": 1, "finetune_epochs": 0, "batch_size": 64, "threads": 1}
+TINY = Experiment(
+    "Two tasks of the digits",
+    "digits",
+    "mlp-small",
+    2,
+    QUICK,
+    (Entry("finetune", "finetune", seeds=2), Entry("fine, slow", "finetune", {"lr": 1e-4}, "50.0", seeds=1)),
+)
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    monkeypatch.setattr(reproduce, "EXPERIMENTS", {"tiny": TINY})
+    monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", plans.EXPERIMENTS)
+def test_every_run_of_a_plan_can_be_configured_and_has_a_name_of_its_own(name):
+    experiment = plans.EXPERIMENTS[name]
+    runs = list(experiment.runs())
+    assert len({reproduce.kept(name, entry, seed) for entry, seed in runs}) == len(runs)
+    for entry, seed in runs:
+        configured = configure(
+            entry.benchmark or experiment.benchmark,
+            method=entry.method,
+            model=experiment.model,
+            n_tasks=experiment.n_tasks,
+            seed=seed,
+            settings={**experiment.settings, **entry.settings},
+        )
+        assert configured.learn.threads == 1, "runs side by side get the bits of one alone"
+
+
+@pytest.mark.parametrize("name", search.SEARCHES)
+def test_every_setting_that_is_searched_can_be_configured(name):
+    one = search.SEARCHES[name]
+    for change in one.changes.values():
+        configure(one.benchmark, method=one.method, model=one.model, n_tasks=one.n_tasks, settings={**one.base, **change})
+
+
+def test_the_first_seed_of_all_rows_comes_before_the_second_of_any():
+    assert [(entry.label, seed) for entry, seed in TINY.runs()] == [("finetune", 0), ("fine, slow", 0), ("finetune", 1)]
+
+
+def test_what_is_missing_is_run_and_kept_and_not_run_again(tiny, capsys):
+    assert reproduce.run(["tiny"], None, tiny / "runs", 2, None) == 0
+    kept = sorted(path.name for path in (tiny / "results" / "tiny").iterdir())
+    assert kept == ["fine-slow-seed0.json", "finetune-seed0.json", "finetune-seed1.json"]
+    one = json.loads((tiny / "results" / "tiny" / "finetune-seed1.json").read_text())
+    assert (one["seed"], one["config"]["learn"]["epochs"], one["command"].split()[:3]) == (1, 1, ["clnp", "run", "digits"])
+    capsys.readouterr()
+    assert reproduce.run(["tiny"], None, tiny / "runs", 2, None) == 0
+    assert capsys.readouterr().out == ""
+    values = [json.loads((tiny / "results" / "tiny" / f"finetune-seed{seed}.json").read_text())["average_accuracy"] for seed in (0, 1)]
+    rows = reproduce.table("tiny").splitlines()
+    assert f"| finetune | {reproduce.spread(values)} |" in rows[2]
+    assert rows[2].endswith("| 2 |")
+    assert "| 50.0 | 1 |" in rows[3]
+
+
+def test_a_run_that_fails_is_counted_and_not_kept(tiny, monkeypatch):
+    broken = Experiment("", "digits", "mlp-small", 99, QUICK, (Entry("finetune", "finetune", seeds=1),))
+    monkeypatch.setattr(reproduce, "EXPERIMENTS", {"tiny": broken})
+    assert reproduce.run(["tiny"], None, tiny / "runs", 1, None) == 1
+    assert not (tiny / "results").exists()
+    assert "99" in (tiny / "runs" / "tiny" / "finetune-seed0.log").read_text()
+
+
+def test_a_search_measures_validation_data_once_and_shows_the_best_first(tmp_path, monkeypatch, capsys):
+    tried = search.Search("digits", "finetune", 2, {"slow": {"lr": 1e-5}, "fast": {"lr": 5e-3}}, {**QUICK, "epochs": 4})
+    monkeypatch.setattr(search, "SEARCHES", {"tiny": tried})
+    out = tmp_path / "found.json"
+    monkeypatch.setattr(sys, "argv", ["search.py", "tiny", "--out", str(out)])
+    search.main()
+    found = json.loads(out.read_text())["settings"]
+    assert len(found["fast"]["validation"]) == 2
+    table = capsys.readouterr().out.splitlines()[-2:]
+    assert [row.split()[1] for row in table] == ["fast", "slow"]
+    monkeypatch.setattr(search, "measure", lambda *_: pytest.fail("it is in the file already"))
+    search.main()
+
+
+def test_a_ratio_is_to_the_turns_of_the_first_around_it(monkeypatch):
+    """The machine gets slower with every turn: in turns, nobody gains by it."""
+    clock = {"n": 0}
+
+    class Slower:
+        absent = None
+
+        def __init__(self, _python, _contest, name):
+            self.work = {"first": 1.0, "twice": 2.0}.get(name)
+            self.absent = None if self.work else "not installed"
+
+        def turn(self):
+            clock["n"] += 1
+            return {"seconds": self.work * clock["n"], "peak_mb": 2.0, "before_mb": 1.0}
+
+        def end(self):
+            pass
+
+    monkeypatch.setattr(speed, "Contestant", Slower)
+    found = speed.hold("training", ["first", "twice", "missing"], 5, {})["contestants"]
+    assert found["twice"]["ratios"] == pytest.approx([2.0] * 5)
+    assert found["missing"] == {"absent": "not installed"}
+    assert "not measured: not installed" in speed.show({"contests": {"training": {"contestants": found}}})

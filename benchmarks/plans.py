@@ -19,7 +19,7 @@ class Entry:
         settings: what differs from the benchmark's own settings and the experiment's.
         published: what its authors, or those who compared with it, report in this very setting, for the table.
         seeds: how many seeds it has at least.
-        benchmark: where it differs from the experiment's.
+        model: where it differs from the experiment's.
     """
 
     label: str
@@ -27,7 +27,7 @@ class Entry:
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     published: str = ""
     seeds: int = 3
-    benchmark: str | None = None
+    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class Experiment:
 
 # Ten epochs a task: six of training, twice two after pruning where a method prunes; the others train for ten in one go.
 TEN = {"epochs": 6, "rounds": 2, "finetune_epochs": 2, "batch_size": 256, "threads": 1}
+TWENTY = {"epochs": 12, "rounds": 2, "finetune_epochs": 4, "lr": 1e-3, "batch_size": 128, "threads": 1}
 THIRTY = {"epochs": 10, "rounds": 2, "finetune_epochs": 10, "batch_size": 128}
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -103,6 +104,67 @@ EXPERIMENTS: dict[str, Experiment] = {
             Entry("single", "single", {}),
             Entry("finetune", "finetune", {}),
             Entry("joint", "joint", {}),
+        ),
+    ),
+    # As far as it goes: the network is full when a task finds no free unit.
+    "permuted-mnist-50": Experiment(
+        "Permuted MNIST, 50 tasks, 784-2000-2000",
+        "permuted-mnist",
+        "mlp-2000",
+        50,
+        {**THIRTY, "threads": 1},
+        (Entry("clnp", "clnp", {"margin": 0.005, "l1": 5e-5}, "about 25 tasks (Golkar et al. 2019)", seeds=1),),
+    ),
+    "cifar": Experiment(
+        "CIFAR-10, then five tasks of ten classes of CIFAR-100, the network of Zenke et al.",
+        "cifar10-100",
+        "zenke",
+        6,
+        TWENTY,
+        (
+            Entry("clnp", "clnp", {}),
+            Entry("single", "single", {}, "71.12 (Zenke et al. 2017)", seeds=1),
+            Entry("finetune", "finetune", {}, "79.92 just after each task (Zenke et al. 2017)", seeds=1),
+            Entry("si", "si", {}, "73.53 (Zenke et al. 2017)", seeds=1),
+            Entry("ewc", "ewc", {}, seeds=1),
+            Entry("packnet", "packnet", {}, seeds=1),
+            Entry("hat", "hat", {}, seeds=1),
+            Entry("clnp, margin 1 %", "clnp", {"margin": 0.01}, seeds=1),
+            Entry("clnp, margin 2 %", "clnp", {"margin": 0.02}, seeds=1),
+            Entry("clnp, margin 4 %", "clnp", {"margin": 0.04}, seeds=1),
+            Entry("clnp, single head", "clnp", {"head": "single"}, seeds=1),
+        ),
+    ),
+    "mixed": Experiment(
+        "Fashion-MNIST, MNIST and CIFAR-10, 15 tasks of two classes, five orders",
+        "mixed",
+        "vgg-small",
+        15,
+        {**TEN, "batch_size": 128},
+        (Entry("clnp", "clnp", {}, seeds=5), Entry("finetune", "finetune", {}, seeds=1)),
+    ),
+    # What each part does: five tasks in ten epochs each, one change at a time.
+    "ablations": Experiment(
+        "Permuted MNIST, 5 tasks, 784-2000-2000: one change at a time",
+        "permuted-mnist",
+        "mlp-2000",
+        5,
+        {**TEN, "batch_size": 128},
+        (
+            Entry("as it is", "clnp", seeds=2),
+            *(Entry(f"margin {value}", "clnp", {"margin": value}, seeds=1) for value in (0.0, 0.001, 0.005, 0.01, 0.02)),
+            *(Entry(f"l1 {value}", "clnp", {"l1": value}, seeds=1) for value in (0.0, 5e-6, 5e-5, 1e-4, 2e-4)),
+            *(Entry(f"pool {value}", "clnp", {"pool": value}, seeds=1) for value in (0.05, 0.1, 0.4)),
+            *(
+                Entry(f"criterion {value}", "clnp", {"criterion": value}, seeds=1)
+                for value in ("activity", "firing", "std", "firing-weight", "std-weight", "taylor")
+            ),
+            Entry("no reuse", "clnp", {"reuse": False}, seeds=1),
+            Entry("one round of four epochs", "clnp", {"rounds": 1, "finetune_epochs": 4}, seeds=1),
+            Entry("four rounds of one epoch", "clnp", {"rounds": 4, "finetune_epochs": 1}, seeds=1),
+            Entry("no fine-tuning, ten epochs before", "clnp", {"epochs": 10, "rounds": 1, "finetune_epochs": 0}, seeds=1),
+            Entry("single head", "clnp", {"head": "single"}, seeds=1),
+            Entry("no dropout", "clnp", {}, seeds=1, model="mlp-2000-plain"),
         ),
     ),
 }

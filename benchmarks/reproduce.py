@@ -53,7 +53,7 @@ def arguments(experiment: Experiment, entry: Entry, seed: int, data: Path | None
     """Return what is given to `clnp` for a run."""
     settings = {**experiment.settings, **entry.settings}
     return [
-        *("run", entry.benchmark or experiment.benchmark, "--method", entry.method, "--model", experiment.model),
+        *("run", experiment.benchmark, "--method", entry.method, "--model", entry.model or experiment.model),
         *("--tasks", str(experiment.n_tasks), "--seed", str(seed)),
         *(part for key, value in settings.items() for part in ("--set", f"{key}={json.dumps(value)}")),
         *(() if data is None else ("--data", str(data))),

@@ -43,9 +43,9 @@ def test_every_run_of_a_plan_can_be_configured_and_has_a_name_of_its_own(name):
     assert len({reproduce.kept(name, entry, seed) for entry, seed in runs}) == len(runs)
     for entry, seed in runs:
         configured = configure(
-            entry.benchmark or experiment.benchmark,
+            experiment.benchmark,
             method=entry.method,
-            model=experiment.model,
+            model=entry.model or experiment.model,
             n_tasks=experiment.n_tasks,
             seed=seed,
             settings={**experiment.settings, **entry.settings},

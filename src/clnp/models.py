@@ -179,6 +179,7 @@ MODELS: dict[str, Model] = {
     "mlp-256": partial(mlp, hidden=(256, 256)),
     # Golkar, Kagan & Cho, 2019: permuted MNIST. Dropout is ours: it raises accuracy and lowers the units needed.
     "mlp-2000": partial(mlp, hidden=(2000, 2000), dropout_in=0.1, dropout=0.1),
+    "mlp-2000-plain": partial(mlp, hidden=(2000, 2000)),
     "vgg-small": vgg,
     "resnet-small": partial(resnet, widths=(16, 32, 64), blocks=1),
     "zenke": zenke,

@@ -162,7 +162,7 @@ def test_ctrl_c_says_how_to_continue_and_the_command_does(clnp, monkeypatch, tmp
     ("arguments", "code", "words"),
     [
         (["run", "digit"], 2, "Did you mean 'digits'"),
-        (["run", "digits", "--method", "pruning"], 2, "clnp, finetune, single"),
+        (["run", "digits", "--method", "pruning"], 2, "clnp, single, finetune"),
         (["run", "digits", "--model", "mlp-smal"], 2, "Did you mean 'mlp-small'"),
         (["run", "digits", "--set", "epoch=3"], 2, "Did you mean 'epochs'"),
         (["run", "digits", "--set", "epochs"], 2, "expected KEY=VALUE"),

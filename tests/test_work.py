@@ -320,7 +320,7 @@ def test_a_directory_that_is_a_file_stops_nothing(always, tmp_path):
 
 
 def test_it_is_saved_now_and_then_and_at_the_end_of_a_phase(tmp_path, monkeypatch):
-    clock, writes = [0.0], []
+    learner, clock, writes = learner_of(MLP), [0.0], []
     monkeypatch.setattr(clnp.work.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(Work, "keep", lambda self, phase, facts, tensors, *, finished: self._keep_for_test(phase, finished))
 
@@ -331,12 +331,12 @@ def test_it_is_saved_now_and_then_and_at_the_end_of_a_phase(tmp_path, monkeypatc
     monkeypatch.setattr(Work, "_keep_for_test", keep, raising=False)
     step = training.F.cross_entropy
 
-    def slow(*args):
+    def slow(*args, **how):
         clock[0] += 3.0
-        return step(*args)
+        return step(*args, **how)
 
     monkeypatch.setattr(training.F, "cross_entropy", slow)
-    teach(learner_of(MLP), MLP, work=tmp_path, epochs=2, rounds=1, finetune_epochs=0)
+    teach(learner, MLP, work=tmp_path, epochs=2, rounds=1, finetune_epochs=0)
     assert writes == [
         ("train-0", False, 12.0),
         ("train-0", False, 24.0),

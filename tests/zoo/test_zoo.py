@@ -189,7 +189,7 @@ def test_narrowed_takes_other_sizes_where_the_network_does(name):
     check_narrowed(name, [make(n) for make in ZOO[name].varying for n in BATCHES], seed=1)
 
 
-@pytest.mark.parametrize("name", [name for name in ZOO if name not in SINGLE_ONLY])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in SINGLE_ONLY])
 def test_in_double_precision_nothing_is_lost(name):
     wiring = wiring_of(name)
     model, generator = stirred(name, 3)

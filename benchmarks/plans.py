@@ -74,7 +74,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             Entry("clnp, 30 epochs", "clnp", THIRTY, "98.42 ± 0.04 (Golkar et al. 2019)"),
             Entry("clnp", "clnp", {}, "98.42 ± 0.04 (Golkar et al. 2019)"),
             Entry("single", "single", {}, "98.48 ± 0.05 (Golkar et al. 2019)"),
-            Entry("ewc", "ewc", {}, "97.0"),
+            Entry("ewc", "ewc", {"strength": 10_000.0}, "97.0"),
             Entry("si", "si", {}, "97.2"),
             Entry("superposition", "superposition", {}, "97.6"),
             Entry("packnet", "packnet", {}),

@@ -198,8 +198,12 @@ def comparison(found: Comparison) -> RenderableType:
     for row in found.rows:
         spread = UNKNOWN if row.spread is None else f"{100 * row.spread:.2f}"
         p = "" if row.p is None else "< 0.001" if row.p < 0.001 else f"{row.p:.3f}"
-        cells = [str(len(row.seeds)), percent(row.mean), spread, exact(row.forgetting), duration(row.cpu_seconds), p]
+        forgetting = "0" if row.forgetting == 0 else f"{100 * row.forgetting:.2f}"
+        cells = [str(len(row.seeds)), percent(row.mean), spread, forgetting, duration(row.cpu_seconds), p]
         table.add_row(Text(row.label), *cells)
-    notes = ["± is the standard deviation over seeds; p that the difference to the first row is chance (paired over seeds and tasks)"]
+    notes = [
+        "± is the standard deviation over seeds; forgetting is in points of accuracy; p that the difference to the first row is chance "
+        "(paired over seeds and tasks)"
+    ]
     notes += [f"{key} differs: {', '.join(values)}" for key, values in found.differing.items()]
     return Group(table, *(Text(note, style="dim") for note in notes))

@@ -125,3 +125,9 @@ def test_a_ratio_is_to_the_turns_of_the_first_around_it(monkeypatch):
     assert found["twice"]["ratios"] == pytest.approx([2.0] * 5)
     assert found["missing"] == {"absent": "not installed"}
     assert "not measured: not installed" in speed.show({"contests": {"training": {"contestants": found}}})
+
+
+@pytest.mark.parametrize("name", [name for name in plans.EXPERIMENTS if reproduce.found(name)])
+def test_the_page_has_the_table_of_what_was_kept(name):
+    page = (Path(__file__).parent.parent / "docs" / "results.md").read_text(encoding="utf-8")
+    assert reproduce.table(name) in page, f"run: python benchmarks/reproduce.py {name} --show"

@@ -202,8 +202,10 @@ def comparison(found: Comparison) -> RenderableType:
         cells = [str(len(row.seeds)), percent(row.mean), spread, forgetting, duration(row.cpu_seconds), p]
         table.add_row(Text(row.label), *cells)
     notes = [
-        "± is the standard deviation over seeds; forgetting is in points of accuracy; p that the difference to the first row is chance "
-        "(paired over seeds and tasks)"
+        (
+            "± is the standard deviation over seeds; forgetting is in points of accuracy; p that the difference to the first row is chance "
+            "(paired over seeds and tasks)"
+        )
     ]
     notes += [f"{key} differs: {', '.join(values)}" for key, values in found.differing.items()]
     return Group(table, *(Text(note, style="dim") for note in notes))

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+import pytest
 import torch
 from torch import Tensor, nn
 
 import clnp
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 SHAPE = (1, 8, 8)
 OPTIMIZERS = {
@@ -99,3 +105,8 @@ def learned(name: str, n_tasks: int, seed: int = 0, **settings: object) -> clnp.
     for number in range(n_tasks):
         learn(learner, number, **settings)
     return learner
+
+
+def a_third(names: Iterable[str]) -> list[Any]:
+    """Parameters of which each third is in the fast suite, all in the slow one: where most of the time is the capture of networks."""
+    return [name if place % 3 == 0 else pytest.param(name, marks=pytest.mark.slow) for place, name in enumerate(names)]

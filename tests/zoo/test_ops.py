@@ -18,12 +18,13 @@ from clnp.errors import WiringError
 from clnp.learner import Learner
 from clnp.narrow import narrow
 from clnp.wiring import trace
+from small import a_third
 
 CASES = {**OPS, **MERGED}
 SOURCE = Path(__file__).with_name("op_refused.py")
 LOST = "capacity lost here"
 SEEDS = 2
-THIRD = [name if place % 3 == 0 else pytest.param(name, marks=pytest.mark.slow) for place, name in enumerate(CASES)]
+THIRD = a_third(CASES)
 """To capture a network takes a fifth of a second: a third of them in the fast suite, all of them in the slow one (and units and labels of all in CI)."""
 
 

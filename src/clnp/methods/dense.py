@@ -33,33 +33,6 @@ if TYPE_CHECKING:
 STATE = "method.json"
 
 
-class DenseNetwork(nn.Module):
-    """A trunk and one head, (B, *shape) -> (B, n_classes), in the form that `training.fit` trains."""
-
-    def __init__(self, trunk: nn.Module, head: nn.Linear) -> None:
-        super().__init__()
-        self.trunk, self.head = trunk, head
-
-    @property
-    def out_features(self) -> int:
-        """How many classes there are."""
-        return self.head.out_features
-
-    @property
-    def head_bias(self) -> Tensor:
-        """The head's bias: it tells `fit` the device."""
-        return self.head.bias
-
-    def weights(self) -> list[nn.Parameter]:
-        """Return the weights under the L1 penalty: none."""
-        return []
-
-    def forward(self, x: Inputs, meets: None = None) -> Tensor:
-        """Return logits; there are no claimed units to meet."""
-        del meets
-        return self.head(self.trunk(*parts(x)))
-
-
 def make_head(n_features: int, n_classes: int, *place: int | str) -> nn.Linear:
     """Make a head whose first weights depend on its place in the run alone."""
     with seeds.seeded(*place, "head"):
@@ -73,7 +46,7 @@ def count_features(trunk: nn.Module, example: Inputs) -> int:
 
 
 def fit_dense_(
-    network: DenseNetwork | GuardedNetwork | ManyHeads,
+    network: GuardedNetwork | ManyHeads,
     train: tuple[Inputs, Tensor] | TensorExamples,
     validation: tuple[Inputs, Tensor],
     config: LearnConfig,
@@ -91,7 +64,7 @@ def fit_dense_(
     What an earlier process kept in `work` of this very training is not done again.
 
     Args:
-        network: what is trained, or a network with a guard, see `clnp.methods.guards`.
+        network: what is trained: with a guard, see `clnp.methods.guards`, or many heads.
         train: the examples; where a method draws them otherwise, `TensorExamples` of its own.
         validation: not used for training, but for patience.
         config: the settings.

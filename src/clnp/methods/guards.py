@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -15,8 +16,6 @@ from clnp.inputs import parts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    import torch
 
     from clnp.config import LearnConfig
     from clnp.inputs import Inputs
@@ -64,6 +63,42 @@ class Guard(nn.Module):
 
     def learned_(self, network: GuardedNetwork, train: TensorExamples, index: int, *place: int | str) -> None:
         """Take a note of what task `index` needs, once it is trained."""
+
+
+class Holding(Guard):
+    """A guard that holds some weights where they are, and the statistics of norms where the first task left them.
+
+    A weight is put back after each step: a zero gradient does not keep it under momentum or weight decay.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held: dict[str, tuple[Tensor, Tensor]] = {}  # name -> which weights are trained, and what the others are
+        self._norms: list[nn.Module] = []
+
+    def begin_(self, trunk: nn.Module, index: int) -> None:
+        """Find the norms."""
+        self._norms = [module for module in trunk.modules() if getattr(module, "running_mean", None) is not None]
+
+    def context(self, x: Inputs, index: int) -> Inputs:
+        """Return the examples as they are; the statistics of norms stay those of the first task."""
+        if index > 0:
+            for norm in self._norms:
+                norm.eval()
+        return x
+
+    def before_step_(self, trunk: nn.Module) -> None:
+        """Take away the gradients of what is held."""
+        for name, parameter in trunk.named_parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(self._held[name][0])
+
+    @torch.no_grad()
+    def after_step_(self, trunk: nn.Module) -> None:
+        """Put back what is held."""
+        for name, parameter in trunk.named_parameters():
+            trained, held = self._held[name]
+            parameter.copy_(torch.where(trained, parameter, held))
 
 
 def key(name: str) -> str:

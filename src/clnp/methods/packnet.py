@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from clnp.methods.guards import Guard, key
+from clnp.methods.guards import Holding, key
 from clnp.methods.shared import Shared
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 FREE = -1
 
 
-class Packing(Guard):
+class Packing(Holding):
     """Give each weight to the task that keeps it.
 
     Args:
@@ -39,8 +39,6 @@ class Packing(Guard):
         self.share = share
         self.owner = nn.Module()
         self._index, self._pruned = 0, False
-        self._held: dict[str, tuple[Tensor, Tensor]] = {}  # name -> which are trained, and what the others are
-        self._norms: list[nn.Module] = []
 
     def stages(self, config: LearnConfig) -> list[int]:
         """Train, prune, train on: in all as many epochs as the others have."""
@@ -49,7 +47,7 @@ class Packing(Guard):
     def begin_(self, trunk: nn.Module, index: int) -> None:
         """Hold what earlier tasks own."""
         self._index, self._pruned = index, False
-        self._norms = [module for module in trunk.modules() if getattr(module, "running_mean", None) is not None]
+        super().begin_(trunk, index)
         for name, parameter in trunk.named_parameters():
             if parameter.dim() > 1 and not hasattr(self.owner, key(name)):
                 self.owner.register_buffer(key(name), torch.full_like(parameter, FREE, dtype=torch.int16))
@@ -65,26 +63,6 @@ class Packing(Guard):
             else:
                 trained = torch.full_like(parameter, self._index == 0, dtype=torch.bool)
             self._held[name] = (trained, parameter.detach().clone())
-
-    def context(self, x: Inputs, index: int) -> Inputs:
-        """Return the examples as they are; the statistics of norms stay those of the first task."""
-        if index > 0:
-            for norm in self._norms:
-                norm.eval()
-        return x
-
-    def before_step_(self, trunk: nn.Module) -> None:
-        """Take away the gradients of what is held."""
-        for name, parameter in trunk.named_parameters():
-            if parameter.grad is not None:
-                parameter.grad.mul_(self._held[name][0])
-
-    @torch.no_grad()
-    def after_step_(self, trunk: nn.Module) -> None:
-        """Put back what is held."""
-        for name, parameter in trunk.named_parameters():
-            trained, held = self._held[name]
-            parameter.copy_(torch.where(trained, parameter, held))
 
     @torch.no_grad()
     def trained_(self, trunk: nn.Module, stage: int) -> None:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from clnp.inputs import to_device
 from clnp.methods.dense import (
-    DenseNetwork,
     count_features,
     fit_dense_,
     load_into_,
@@ -19,6 +18,7 @@ from clnp.methods.dense import (
     write_state,
     write_tensors,
 )
+from clnp.methods.guards import Guard, GuardedNetwork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ class Single:
     def __init__(self, make_trunk: Callable[[], nn.Module], example: Inputs, config: LearnConfig, seed: int) -> None:
         self.make_trunk, self.config, self.seed = make_trunk, config, seed
         self.n_features = count_features(make_trunk(), example)
-        self.networks: dict[str, DenseNetwork] = {}
+        self.networks: dict[str, GuardedNetwork] = {}
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -56,7 +56,7 @@ class Single:
     ) -> dict[str, Any]:
         """Train a new network on one task."""
         index = len(self.networks)
-        network = DenseNetwork(self.make_trunk(), make_head(self.n_features, n_classes, self.seed, "task", index))
+        network = GuardedNetwork(self.make_trunk(), make_head(self.n_features, n_classes, self.seed, "task", index), Guard(), index)
         accuracy = fit_dense_(
             network, train, validation, self.config, seed=self.seed, index=index, task=task_name, progress=progress, work=work
         )
@@ -85,7 +85,7 @@ class Single:
         state = read_state(directory)
         for index, (task, n_classes) in enumerate(state["n_classes"].items()):
             path = _file(directory, index)
-            network = DenseNetwork(self.make_trunk(), nn.Linear(self.n_features, n_classes)).to(self.config.device)
+            network = GuardedNetwork(self.make_trunk(), nn.Linear(self.n_features, n_classes), Guard(), index).to(self.config.device)
             load_into_(network, read_tensors(path, state["sha256"][path.name]), path)
             self.networks[task] = network
 

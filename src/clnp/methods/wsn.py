@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from clnp import seeds
-from clnp.methods.guards import Guard, GuardedNetwork, key
+from clnp.methods.guards import GuardedNetwork, Holding, key
 from clnp.methods.shared import Shared
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class TopShare(torch.autograd.Function):
         return gradients[0], None
 
 
-class Subnetworks(Guard):
+class Subnetworks(Holding):
     """Let each task choose the weights that it reads.
 
     Args:
@@ -59,14 +59,12 @@ class Subnetworks(Guard):
         self.scores = nn.ParameterDict()
         self.masks = nn.ModuleList()
         self._index = 0
-        self._held: dict[str, tuple[Tensor, Tensor]] = {}
-        self._norms: list[nn.Module] = []
 
     @torch.no_grad()
     def begin_(self, trunk: nn.Module, index: int) -> None:
         """Draw new scores, and hold the weights that earlier tasks read."""
         self._index = index
-        self._norms = [module for module in trunk.modules() if getattr(module, "running_mean", None) is not None]
+        super().begin_(trunk, index)
         self.masks.append(nn.Module())
         self._held = {}
         for place, (name, parameter) in enumerate(trunk.named_parameters()):
@@ -89,26 +87,6 @@ class Subnetworks(Guard):
             name: parameter * TopShare.apply(self.scores[key(name)], self.share) if key(name) in self.scores else parameter
             for name, parameter in parameters.items()
         }
-
-    def context(self, x: Inputs, index: int) -> Inputs:
-        """Return the examples as they are; the statistics of norms stay those of the first task."""
-        if index > 0:
-            for norm in self._norms:
-                norm.eval()
-        return x
-
-    def before_step_(self, trunk: nn.Module) -> None:
-        """Take away the gradients of what is held."""
-        for name, parameter in trunk.named_parameters():
-            if parameter.grad is not None:
-                parameter.grad.mul_(self._held[name][0])
-
-    @torch.no_grad()
-    def after_step_(self, trunk: nn.Module) -> None:
-        """Put back what is held."""
-        for name, parameter in trunk.named_parameters():
-            trained, held = self._held[name]
-            parameter.copy_(torch.where(trained, parameter, held))
 
     @torch.no_grad()
     def learned_(self, network: GuardedNetwork, train: TensorExamples, index: int, *place: int | str) -> None:

@@ -50,6 +50,10 @@ class Experiment:
     settings: Mapping[str, Any]
     entries: tuple[Entry, ...]
 
+    def settings_of(self, entry: Entry) -> dict[str, Any]:
+        """Return the settings of one of its entries."""
+        return {**self.settings, **entry.settings}
+
     def runs(self) -> Iterator[tuple[Entry, int]]:
         """Yield every run, the first seed of all rows before the second of any."""
         for seed in range(max(entry.seeds for entry in self.entries)):

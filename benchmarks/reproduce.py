@@ -44,18 +44,22 @@ def slug(label: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-")
 
 
+def run_name(entry: Entry, seed: int) -> str:
+    """Return the name of a run in its experiment."""
+    return f"{slug(entry.label)}-seed{seed}"
+
+
 def kept(name: str, entry: Entry, seed: int) -> Path:
     """Return where the result of a run is kept."""
-    return RESULTS / name / f"{slug(entry.label)}-seed{seed}.json"
+    return RESULTS / name / f"{run_name(entry, seed)}.json"
 
 
 def arguments(experiment: Experiment, entry: Entry, seed: int, data: Path | None, out: Path) -> list[str]:
     """Return what is given to `clnp` for a run."""
-    settings = {**experiment.settings, **entry.settings}
     return [
         *("run", experiment.benchmark, "--method", entry.method, "--model", entry.model or experiment.model),
         *("--tasks", str(experiment.n_tasks), "--seed", str(seed)),
-        *(part for key, value in settings.items() for part in ("--set", f"{key}={json.dumps(value)}")),
+        *(part for key, value in experiment.settings_of(entry).items() for part in ("--set", f"{key}={json.dumps(value)}")),
         *(() if data is None else ("--data", str(data))),
         *("--out", str(out)),
     ]
@@ -77,7 +81,7 @@ def run(names: list[str], data: Path | None, runs: Path, jobs: int, only: str | 
         (name, entry, seed)
         for name in names
         for entry, seed in EXPERIMENTS[name].runs()
-        if not kept(name, entry, seed).exists() and (only is None or re.fullmatch(only, f"{slug(entry.label)}-seed{seed}"))
+        if not kept(name, entry, seed).exists() and (only is None or re.fullmatch(only, run_name(entry, seed)))
     ]
     going: dict[subprocess.Popen[bytes], tuple[str, Entry, int]] = {}
     stopped, n_failed = False, 0
@@ -93,7 +97,7 @@ def run(names: list[str], data: Path | None, runs: Path, jobs: int, only: str | 
     while going or (waiting and not stopped):
         while waiting and len(going) < jobs and not stopped:
             name, entry, seed = waiting.pop(0)
-            out = runs / name / f"{slug(entry.label)}-seed{seed}"
+            out = runs / name / run_name(entry, seed)
             given = arguments(EXPERIMENTS[name], entry, seed, data, out)
             print(f"{time.strftime('%H:%M:%S')} {shlex.join(['clnp', *given])}", flush=True)
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +106,7 @@ def run(names: list[str], data: Path | None, runs: Path, jobs: int, only: str | 
         time.sleep(0.5)
         for process in [process for process in going if process.poll() is not None]:
             name, entry, seed = going.pop(process)
-            out = runs / name / f"{slug(entry.label)}-seed{seed}"
+            out = runs / name / run_name(entry, seed)
             if process.returncode == 0:
                 keep(out, kept(name, entry, seed))
             elif not stopped:
@@ -133,9 +137,8 @@ def spread(values: list[float]) -> str:
     return f"{mean:.2f} ± {100 * stdev(values):.2f}" if len(values) > 1 else f"{mean:.2f}"
 
 
-def claimed(run: Mapping[str, Any]) -> float | None:
-    """Return the share of the fullest layer that is claimed; None for methods that own no units."""
-    capacity = run["capacity"]
+def fullest(capacity: Mapping[str, Any] | None) -> float | None:
+    """Return the share of units that are claimed in the layer that has the fewest left; None for methods that own none."""
     return None if capacity is None else max(1 - group["free"] / group["n_units"] for group in capacity.values())
 
 
@@ -159,7 +162,7 @@ def table(name: str) -> str:
     ]
     for label, runs in rows.items():
         forgetting = [run["forgetting"] for run in runs]
-        full = [share for run in runs if (share := claimed(run)) is not None]
+        full = [share for run in runs if (share := fullest(run["capacity"])) is not None]
         cpu = math.fsum(sum(run["cpu_seconds_per_task"]) for run in runs) / len(runs)
         lines.append(
             f"| {label} | {spread([run['average_accuracy'] for run in runs])} | {'0' if not any(forgetting) else spread(forgetting)} | "

@@ -18,18 +18,15 @@ import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from clnp import training
 from clnp.benchmarks import get_benchmark
-from clnp.experiment import build_trunk, configure, versions
+from clnp.experiment import accuracy, build_trunk, configure, versions
 from clnp.files import write_atomic
 from clnp.inputs import cut
 from clnp.methods import METHODS
-
-if TYPE_CHECKING:
-    from clnp.data.task import Task
-    from clnp.methods import Method
+from reproduce import fullest
 
 RESULTS = Path(__file__).parent / "results" / "search"
 
@@ -113,21 +110,6 @@ SEARCHES: dict[str, Search] = {
 }
 
 
-def fullest(method: Method) -> float | None:
-    """Return the share of units that are claimed in the group that has the fewest left; None for methods that own none."""
-    capacity = method.capacity()
-    return None if capacity is None else max(1 - group["free"] / group["n_units"] for group in capacity.values())
-
-
-def n_correct(method: Method, task: Task) -> int:
-    """Count the validation examples that a task gets right as the model is now."""
-    x, y = task.validation
-    size = training.EVALUATION_BATCH
-    return sum(
-        int((method.predict(cut(x, i, i + size), task.name).argmax(1).cpu() == y[i : i + size]).sum()) for i in range(0, len(y), size)
-    )
-
-
 def measure(search: Search, data: Path | None, seed: int, change: dict[str, Any]) -> dict[str, Any]:
     """Learn the first tasks with changed settings and return validation accuracies, units claimed and CPU seconds."""
     settings = {"threads": 1, **search.base, **change}
@@ -143,13 +125,13 @@ def measure(search: Search, data: Path | None, seed: int, change: dict[str, Any]
             learned = method.learn(task.name, task.train, task.validation, task.n_classes, lambda _: None)
             cpu.append(time.process_time() - start)
             just_learned.append(learned["accuracy"])
-        final = [n_correct(method, task) / len(task.validation[1]) for task in tasks]
+        final = [accuracy(method, task, "validation") for task in tasks]
     return {
         "change": change,
         "learn": config.learn.model_dump(mode="json"),
         "validation": final,
         "validation_just_learned": just_learned,
-        "fullest": fullest(method),
+        "fullest": fullest(method.capacity()),
         "capacity": method.capacity(),
         "cpu_seconds": cpu,
         "versions": versions(),

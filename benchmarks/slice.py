@@ -63,7 +63,7 @@ def main() -> int:
         method=entry.method,
         model=experiment.model,
         n_tasks=given.tasks,
-        settings={**experiment.settings, **entry.settings},
+        settings=experiment.settings_of(entry),
     )
     with tempfile.TemporaryDirectory() as scratch:
         summary = run(config, Path(scratch) / "run", data=given.data, command="benchmarks/slice.py")

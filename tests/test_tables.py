@@ -48,7 +48,7 @@ def test_every_run_of_a_plan_can_be_configured_and_has_a_name_of_its_own(name):
             model=entry.model or experiment.model,
             n_tasks=experiment.n_tasks,
             seed=seed,
-            settings={**experiment.settings, **entry.settings},
+            settings=experiment.settings_of(entry),
         )
         assert configured.learn.threads == 1, "runs side by side get the bits of one alone"
 

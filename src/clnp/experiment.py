@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from clnp.data.task import Task
+    from clnp.data.task import Split, Task
     from clnp.methods import Method
 
 Json = dict[str, Any]
@@ -262,12 +262,12 @@ def _learn(
     return record({"event": "task_learned", "task": task.name, "index": index, **result, **times})
 
 
-def accuracy(method: Method, task: Task) -> float:
-    """Return a method's test accuracy on a task, predicted as that task.
+def accuracy(method: Method, task: Task, split: Split = "test") -> float:
+    """Return a method's accuracy on a part of a task's data, the test data if nothing else is said, predicted as that task.
 
     The batches are always of one size: bits of the logits may depend on the shape of the batch.
     """
-    x, y = task.test
+    x, y = task.load(split)
     correct = 0
     for start in range(0, len(y), training.EVALUATION_BATCH):
         stopping.check()

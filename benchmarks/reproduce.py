@@ -25,7 +25,7 @@ from statistics import stdev
 from typing import TYPE_CHECKING, Any
 
 from clnp.files import write_atomic
-from clnp.report.compare import flip_test
+from clnp.report.compare import p_value
 from plans import EXPERIMENTS, Entry, Experiment
 
 if TYPE_CHECKING:
@@ -142,14 +142,10 @@ def fullest(capacity: Mapping[str, Any] | None) -> float | None:
     return None if capacity is None else max(1 - group["free"] / group["n_units"] for group in capacity.values())
 
 
-def p_value(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> str:
+def written_p(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> str:
     """Return the p-value of a paired permutation test over tasks and seeds that both have."""
-    last = {run["seed"]: run["accuracy_matrix"][-1] for run in other}
-    pairs = [a - b for run in one if run["seed"] in last for a, b in zip(run["accuracy_matrix"][-1], last[run["seed"]], strict=True)]
-    if not pairs:
-        return ""
-    p = flip_test(pairs)
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    p = p_value(*({run["seed"]: run["accuracy_matrix"][-1] for run in runs} for runs in (one, other)))
+    return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def table(name: str) -> str:
@@ -166,7 +162,7 @@ def table(name: str) -> str:
         cpu = math.fsum(sum(run["cpu_seconds_per_task"]) for run in runs) / len(runs)
         lines.append(
             f"| {label} | {spread([run['average_accuracy'] for run in runs])} | {'0' if not any(forgetting) else spread(forgetting)} | "
-            f"{f'{100 * max(full):.0f} %' if full else ''} | {cpu:,.0f} s | {'' if label == best else p_value(rows[best], runs)} | "
+            f"{f'{100 * max(full):.0f} %' if full else ''} | {cpu:,.0f} s | {'' if label == best else written_p(rows[best], runs)} | "
             f"{entries[label].published} | {len(runs)} |"
         )
     return "\n".join(lines)

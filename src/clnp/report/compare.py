@@ -22,7 +22,7 @@ from clnp.report.pages import pages
 from clnp.report.run import read_run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from clnp.report.run import Run
@@ -115,7 +115,7 @@ def compare(directories: Sequence[Path]) -> Comparison:
         rows.setdefault(label, []).append(run)
     made = sorted((_row(label, group) for label, group in rows.items()), key=lambda row: -row.mean)
     best = made[0]
-    tested = [row if row is best else replace(row, p=p_value(best, row)) for row in made]
+    tested = [row if row is best else replace(row, p=p_value(best.final, row.final)) for row in made]
     return Comparison(first.benchmark, first.model, first.n_tasks, tuple(tested), differing)
 
 
@@ -145,9 +145,14 @@ def _row(label: str, runs: list[Run]) -> Row:
     )
 
 
-def p_value(one: Row, other: Row) -> float | None:
-    """Return the probability of a mean difference at least this large if methods made none; None where they share no seed."""
-    pairs = [a - b for seed in one.seeds if seed in other.final for a, b in zip(one.final[seed], other.final[seed], strict=True)]
+def p_value(one: Mapping[int, Sequence[float]], other: Mapping[int, Sequence[float]]) -> float | None:
+    """Return the probability of a mean difference at least this large if methods made none; None where they share no seed.
+
+    Args:
+        one: seed -> final accuracy of each task.
+        other: of the other method.
+    """
+    pairs = [a - b for seed in one if seed in other for a, b in zip(one[seed], other[seed], strict=True)]
     return flip_test(pairs) if pairs else None
 
 

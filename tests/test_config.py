@@ -54,6 +54,8 @@ BAD = [
     ("loss", "mse"),
     ("label_smoothing", -0.1),
     ("label_smoothing", 1.0),
+    ("precision", "float8"),
+    ("channels_last", 2),
     ("head", "triple"),
     ("reuse", "perhaps"),
     ("private", 2),

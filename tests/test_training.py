@@ -105,6 +105,38 @@ def test_one_step_of_sgd_is_the_loss_and_the_penalty_and_nothing_else(data, smoo
         assert torch.allclose(p, before[name] - 0.1 * gradients[name], atol=1e-5), name
 
 
+def test_bfloat16_multiplies_in_it_and_keeps_weights_in_float32(data):
+    seen = {}
+
+    def trained(precision):
+        network = make(trunk(0.0))
+        network.pool.register_forward_hook(lambda _module, _inputs, out: seen.setdefault(precision, set()).add(out[1].dtype))
+        learn(network, data, precision=precision)
+        return network.state_dict()
+
+    full, half = trained("float32"), trained("bfloat16")
+    assert seen == {"float32": {torch.float32}, "bfloat16": {torch.bfloat16}}
+    assert {tensor.dtype for tensor in half.values()} == {tensor.dtype for tensor in full.values()}
+    gaps = [float((full[name] - half[name]).abs().max()) for name in full if full[name].is_floating_point()]
+    assert 0 < max(gaps) < 0.05  # bfloat16 has 8 bits: another path, but the same way
+
+
+def test_images_are_given_channels_last_where_it_is_asked_for(data):
+    def trained(**settings):
+        network, last = make(trunk(0.0)), []
+        network.pool.register_forward_pre_hook(
+            lambda _module, inputs: last.append(all(x.dim() != 4 or x.is_contiguous(memory_format=torch.channels_last) for x in inputs))
+        )
+        learn(network, data, training.kept_values(network, data, 100, CPU), **settings)
+        return network.state_dict(), last
+
+    (plain, before), (changed, after) = trained(), trained(channels_last=True)
+    assert not any(before)
+    assert all(after)
+    for name in plain:
+        assert torch.allclose(plain[name], changed[name], atol=1e-4), name
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 def test_the_optimizer_is_the_one_that_was_asked_for(optimizer):
     parameter = nn.Parameter(torch.ones(2))

@@ -49,6 +49,13 @@ class LearnConfig(BaseModel):
     patience: int | None = Field(None, ge=1, description="stop training after so many epochs without a better validation accuracy")
     loss: Literal["cross-entropy"] = Field("cross-entropy", description="the training loss")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of each label that is spread over all classes in the training loss")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="bfloat16: training steps multiply in it (autocast); weights, selection and predictions stay float32"
+    )
+    channels_last: bool = Field(
+        False,
+        description="whether images are trained on in channels-last memory, which convolutions are faster on; not with `view` behind them",
+    )
     head: Literal["multi", "single"] = Field("multi", description="output rows of its own for each task, or one shared row per class")
     reuse: bool = Field(True, description="whether the task may read units of earlier tasks")
     private: bool = Field(False, description="whether later tasks are kept from reading this task's units")

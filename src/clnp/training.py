@@ -16,7 +16,7 @@ from clnp import seeds, stopping
 from clnp.course import Course, load_trained_
 from clnp.emit import positions, with_everyone
 from clnp.errors import ConfigError, DataError, TrainingError, first_line
-from clnp.inputs import Inputs, cut, parts, to_device
+from clnp.inputs import Inputs, cut, each, parts, to_device
 from clnp.narrow import moved_labels
 from clnp.sources import Examples, StreamExamples, TensorExamples, check_labels
 from clnp.split import SplitNetwork
@@ -158,11 +158,16 @@ def batches(
     generator: torch.Generator | None = None,
     *,
     first: int = 0,
+    channels_last: bool = False,
 ) -> Iterator[tuple[Inputs, Tensor, tuple[Tensor, ...] | None]]:
     """Yield (x, y, meets) on the device, from batch `first` on; meets are None where they must be computed."""
+
+    def laid_out(x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last) if channels_last and x.dim() == 4 else x
+
     for places, x, y in itertools.islice(data.batches(batch_size, generator), first, None):
-        meets = None if kept is None or places is None else tuple(value[places.to(value.device)] for value in kept)
-        yield to_device(x, device), y.to(device), meets
+        meets = None if kept is None or places is None else tuple(laid_out(value[places.to(value.device)]) for value in kept)
+        yield each(to_device(x, device), laid_out), y.to(device), meets
 
 
 def fit(
@@ -219,10 +224,12 @@ def fit(
         generator = seeds.generator(*place, "order", at.epoch)
         with seeds.seeded(*place, "noise", at.epoch, device=device), at.saved_when_stopped():
             at.restore_noise_()
-            for x, y, meets in batches(train, kept, batch_size, device, generator, first=at.n):
+            for x, y, meets in batches(train, kept, batch_size, device, generator, first=at.n, channels_last=config.channels_last):
                 if isinstance(train, StreamExamples):
                     _check_batch(network, y, n_classes, task)
-                loss = F.cross_entropy(network(x, meets), y, label_smoothing=config.label_smoothing)
+                with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+                    logits = network(x, meets)
+                loss = F.cross_entropy(logits.float(), y, label_smoothing=config.label_smoothing)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 if l1:

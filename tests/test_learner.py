@@ -67,7 +67,9 @@ def assert_unchanged(learner, before):
 
 @pytest.fixture
 def nothing_pruned(monkeypatch):
-    monkeypatch.setattr(clnp.pruning, "select", lambda _, visible, __, *, correct, allowed, may_empty: Selection(dict(visible), correct, 0))
+    monkeypatch.setattr(
+        clnp.pruning, "select", lambda _, visible, __, *, correct, allowed, may_empty, screen: Selection(dict(visible), correct, 0)
+    )
 
 
 class Pictures(Dataset):

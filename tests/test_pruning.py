@@ -81,7 +81,7 @@ def new(name="mlp"):
     return copy.deepcopy(empty(name))  # captured once
 
 
-def nothing_released(scores, visible, measure, *, correct, allowed, may_empty):
+def nothing_released(scores, visible, measure, *, correct, allowed, may_empty, screen):
     del scores, measure, allowed, may_empty
     return Selection(dict(visible), correct, 0)
 

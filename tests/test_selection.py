@@ -249,3 +249,35 @@ def test_only_a_group_that_the_network_can_do_without_loses_all_units(may_empty,
     )
     assert tuple(int(units.sum()) for units in found.keep.values()) == left
     assert all(bool(units.any()) or group in may_empty for keep in shown for group, units in keep.items()), "nothing else is even tried"
+
+
+def optimistic(measure, by):
+    """A screen that answers no less than a measure, and asks it without being counted."""
+    return Measure(lambda keep: measure.answers(keep) + by)
+
+
+@FAST
+@given(problems(), st.integers(0, 20))
+def test_with_a_screen_the_margin_still_holds_for_what_was_measured(problem, by):
+    scores, visible, correct, allowed, seed = problem
+    measure = arbitrary(seed, correct)
+    found = select(scores, visible, measure, correct=correct, allowed=allowed, screen=optimistic(measure, by))
+    if plain(found.keep) != plain(visible):
+        assert plain(found.keep) in measure.seen, "the screen's word is not enough"
+        assert found.correct == measure.seen[plain(found.keep)]
+    assert correct - found.correct <= allowed
+
+
+def test_a_screen_finds_the_same_units_with_a_measurement_or_two_for_each_turn():
+    scores = {group: torch.rand(2000, generator=torch.Generator().manual_seed(1)) for group in "abc"}
+    visible = {group: torch.ones(2000, dtype=torch.bool) for group in "abc"}
+
+    def answers(keep):
+        return 1000 - sum(max(0, 300 - int(units.sum())) for units in keep.values())
+
+    alone = select(scores, visible, answers, correct=1000, allowed=6)
+    for by, n_measured in ((0, SWEEPS * 3), (1, SWEEPS * 3 * 2), (40, SWEEPS * 3 * 12)):
+        measure = Measure(answers)
+        found = select(scores, visible, measure, correct=1000, allowed=6, screen=optimistic(measure, by))
+        assert plain(found.keep) == plain(alone.keep)
+        assert measure.n_calls <= n_measured, f"a screen that is too kind by {by}"

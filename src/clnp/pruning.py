@@ -15,7 +15,7 @@ from clnp.measuring import activities
 from clnp.narrow import reaches
 from clnp.selection import Keep, allowed_loss, select
 from clnp.split import Head, SplitNetwork, split
-from clnp.training import ESTIMATE_EXAMPLES, estimate_norms_, fit, kept_values, n_correct, n_correct_and_finite, narrow_kept
+from clnp.training import ESTIMATE_EXAMPLES, estimate_norms_, fit, hardest, kept_values, n_correct, n_correct_and_finite, narrow_kept
 from clnp.work import Work, fingerprint
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 EVIDENCE = 1000
 """With fewer validation examples than so many, training examples fill up the evidence of what pruning costs."""
+SCREENED = 0.2
+"""The hardest share of the validation examples, on which selection bisects; the outcome is measured on all."""
 LOOSE = 6
 """Rounds before the last may lose so many times the margin: fine-tuning wins it back, or the round does not count."""
 
@@ -280,22 +282,48 @@ def search(trial: Trial, network: SplitNetwork, bar: Bar, slack: int, number: in
     looked_at = ("validation", "sample") if network.norms or len(trial.witnesses) else ("validation",)
     all_kept = all(trial.kept(network, part) is not None for part in looked_at)
 
-    def measure(keep: Keep) -> int:
+    refused = -len(trial.data.validation) - 1
+
+    def candidate(keep: Keep) -> SplitNetwork | None:
         trial.work.check()
-        if not reaches(wiring, trial.close(wiring.join(keep))):
-            return -len(trial.data.validation) - 1
-        smaller = narrowed(trial, network, wiring.join(keep), values_kept=all_kept)
+        units = wiring.join(keep)
+        return narrowed(trial, network, units, values_kept=all_kept) if reaches(wiring, trial.close(units)) else None
+
+    def measure(keep: Keep) -> int:
+        smaller = candidate(keep)
+        if smaller is None:
+            return refused
         correct = trial.correct(smaller)
         # A network that validation data refuse need not be shown the witnesses.
         allowed = correct >= bar.correct - slack * bar.allowed
         lost = bar.correct_witnesses - trial.correct_witnesses(smaller) if allowed else 0
-        return correct if lost <= slack * bar.allowed_witnesses else -len(trial.data.validation) - 1
+        return correct if lost <= slack * bar.allowed_witnesses else refused
+
+    validation = trial.data.validation
+    kept = trial.kept(network, "validation")
+    places = hardest(network, validation, kept, SCREENED)
+    hard = validation.at(places.to(validation.y.device))
+    kept_hard = None if kept is None else tuple(value[places.to(value.device)] for value in kept)
+
+    def screen(keep: Keep) -> int:
+        smaller = candidate(keep)
+        if smaller is None:
+            return refused
+        return n_correct(smaller, hard, narrow_kept(kept_hard, network, smaller)) + len(validation) - len(hard)
 
     visible = wiring.split(network.visible)
     branches = {group.name for group in wiring.groups if reaches(wiring, network.visible & ~group.mask(wiring.n_units))}
     scores[wiring.shared] = torch.inf
     shared = {group.name for group in wiring.groups if group.shared}
-    found = select(wiring.split(scores), visible, measure, correct=bar.correct, allowed=slack * bar.allowed, may_empty=branches - shared)
+    found = select(
+        wiring.split(scores),
+        visible,
+        measure,
+        correct=bar.correct,
+        allowed=slack * bar.allowed,
+        may_empty=branches - shared,
+        screen=screen if len(validation) >= EVIDENCE else None,
+    )
     return wiring.join(found.keep)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -45,6 +46,7 @@ def select(
     correct: int,
     allowed: int,
     may_empty: AbstractSet[str] = frozenset(),
+    screen: Callable[[Keep], int] | None = None,
 ) -> Selection:
     """Release, per group, the most units whose loss the margin covers.
 
@@ -61,12 +63,15 @@ def select(
         correct: correct validation answers that the margin is counted from.
         allowed: how many of them may be lost, see `allowed_loss`.
         may_empty: groups of which no unit need stay: what they are a branch of goes on without it.
+        screen: cheaper than `measure`, and answers nothing less: what it refuses need not be measured. It bisects in place of `measure`,
+            whose word is final: from where the screen ends, the search goes back in growing steps to what `measure` accepts.
 
     Returns: the smallest selection met; all visible units where even the mildest pruning breaks the margin.
     """
     order = {group: _ranked(scores[group], visible[group]) for group in visible}
     keep = {group: units.clone() for group, units in visible.items()}
     known: dict[tuple[int, ...], int] = {}
+    screened: dict[tuple[int, ...], int] = {}
     released = dict.fromkeys(order, 0)
 
     def kept_after(group: str, n_released: int) -> Tensor:
@@ -74,23 +79,42 @@ def select(
         units[order[group][:n_released]] = False
         return units
 
-    def lost(group: str, n_released: int) -> int:
+    def within(answers: dict[tuple[int, ...], int], ask: Callable[[Keep], int], group: str, n_released: int, budget: int) -> bool:
         key = tuple(n_released if other == group else n for other, n in released.items())
-        if key not in known:
-            known[key] = measure({**keep, group: kept_after(group, n_released)})
-        return correct - known[key]
+        if key not in answers:
+            answers[key] = ask({**keep, group: kept_after(group, n_released)})
+        return correct - answers[key] <= budget
 
     turns = [group for _ in range(SWEEPS) for group in reversed(order)]
     for turn, group in enumerate(turns):
         budget = allowed * (turn + 1) // len(turns)
         low, high = released[group], len(order[group]) if group in may_empty else max(len(order[group]) - 1, 0)
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if lost(group, middle) <= budget else (low, middle - 1)
+        measured = partial(within, known, measure, group, budget=budget)
+        if screen is None:
+            low = _bisect(measured, low, high)
+        else:
+            high = _bisect(partial(within, screened, screen, group, budget=budget), low, high)
+            low = _go_back(measured, low, high)
         if low != released[group]:
             released[group], keep[group] = low, kept_after(group, low)
     key = tuple(released.values())
     return Selection(keep, known.get(key, correct), len(known))
+
+
+def _bisect(within: Callable[[int], bool], low: int, high: int) -> int:
+    """Return a number from `low` to `high` that is within, or `low`."""
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if within(middle) else (low, middle - 1)
+    return low
+
+
+def _go_back(within: Callable[[int], bool], low: int, high: int) -> int:
+    """Return a number from `low` to `high` that is within, or `low`: `high` is asked first, and its neighbours before those far from it."""
+    step, tried = 1, high
+    while tried > low and not within(tried):
+        high, tried, step = tried - 1, max(tried - step, low), 2 * step
+    return _bisect(within, max(tried, low), high)
 
 
 def _ranked(scores: Tensor, visible: Tensor) -> Tensor:

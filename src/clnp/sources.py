@@ -43,6 +43,10 @@ class TensorExamples:
         """Return the first n examples."""
         return TensorExamples(cut(self.x, 0, n), self.y[:n])
 
+    def at(self, places: Tensor) -> TensorExamples:
+        """Return the examples at some places (k,)."""
+        return TensorExamples(take(self.x, places), self.y[places])
+
     def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Inputs, Tensor]]:
         """Yield (places, x, y); shuffled, and without a last smaller batch, when a generator is given."""
         n = len(self)

@@ -292,17 +292,35 @@ def n_correct(network: nn.Module, data: TensorExamples, kept: tuple[Tensor, ...]
 @torch.no_grad()
 def n_correct_and_finite(network: nn.Module, data: TensorExamples, kept: tuple[Tensor, ...] | None = None) -> tuple[int, int]:
     """Count the correct answers, see `n_correct`, and those whose logits are all finite: weights may be, while a statistic has overflown."""
-    network.eval()
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
     correct = n_finite = 0
-    for x, y, meets in batches(data, kept, EVALUATION_BATCH, device):
-        stopping.check()
-        # A predictor takes one argument for each input, as the user's own network does.
-        logits = network(*parts(x)) if isinstance(network, fx.GraphModule) else network(x) if meets is None else network(x, meets)
+    for logits, y in answers(network, data, kept):
         finite = torch.isfinite(logits).all(1)
         # An answer that is not a number is wrong, whatever argmax makes of it.
         correct, n_finite = correct + int(((logits.argmax(1) == y) & finite).sum()), n_finite + int(finite.sum())
     return correct, n_finite
+
+
+@torch.no_grad()
+def answers(network: nn.Module, data: TensorExamples, kept: tuple[Tensor, ...] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (logits, y) batch by batch. With `kept`, the network is a `SplitNetwork`."""
+    network.eval()
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    for x, y, meets in batches(data, kept, EVALUATION_BATCH, device):
+        stopping.check()
+        # A predictor takes one argument for each input, as the user's own network does.
+        yield network(*parts(x)) if isinstance(network, fx.GraphModule) else network(x) if meets is None else network(x, meets), y
+
+
+@torch.no_grad()
+def hardest(network: nn.Module, data: TensorExamples, kept: tuple[Tensor, ...] | None, share: float) -> Tensor:
+    """Return the places of the examples that a network gets wrong, and of those that it is least sure of, so large a share of all."""
+    leads: list[Tensor] = []
+    for logits, y in answers(network, data, kept):
+        right = F.one_hot(y, logits.shape[1]).bool()
+        leads.append((logits[right] - logits.masked_fill(right, -torch.inf).amax(1)).nan_to_num(-torch.inf).cpu())
+    lead = torch.cat(leads)
+    n_hard = int((lead <= 0).sum()) + round(share * len(lead))
+    return lead.topk(min(n_hard, len(lead)), largest=False).indices.sort().values
 
 
 @torch.no_grad()

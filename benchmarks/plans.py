@@ -68,6 +68,7 @@ TEN = {"epochs": 6, "rounds": 2, "finetune_epochs": 2, "batch_size": 256, "threa
 DENSE = {**TEN, "batch_size": 512, "precision": "bfloat16"}
 FLOAT = {"precision": "float32"}
 TWENTY = {"epochs": 12, "rounds": 2, "finetune_epochs": 4, "lr": 1e-3, "batch_size": 128, "threads": 1}
+IMAGES = {"precision": "bfloat16", "channels_last": True}  # convolutions are trained more than twice as fast so
 THIRTY = {"epochs": 10, "rounds": 2, "finetune_epochs": 10, "batch_size": 128}
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -127,7 +128,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "cifar10-100",
         "zenke",
         6,
-        TWENTY,
+        {**TWENTY, **IMAGES},
         (
             Entry("clnp", "clnp", {}),
             Entry("single", "single", {}, "71.12 (Zenke et al. 2017)", seeds=1),
@@ -147,7 +148,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "mixed",
         "vgg-small",
         15,
-        {**TEN, "batch_size": 128},
+        {**TEN, **IMAGES, "batch_size": 128},
         (Entry("clnp", "clnp", {}, seeds=5), Entry("finetune", "finetune", {}, seeds=1)),
     ),
     # What each part does: five tasks in ten epochs each, one change at a time.

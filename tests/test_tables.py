@@ -16,6 +16,7 @@ import plans
 import reproduce
 import search
 import speed
+from clnp.selection import Selection
 from plans import Entry, Experiment
 
 QUICK = {"epochs": 1, "rounds": 1, "finetune_epochs": 0, "batch_size": 64, "threads": 1}
@@ -100,6 +101,17 @@ def test_a_search_measures_validation_data_once_and_shows_the_best_first(tmp_pat
     assert [row.split()[1] for row in table] == ["fast", "slow"]
     monkeypatch.setattr(search, "measure", lambda *_: pytest.fail("it is in the file already"))
     search.main()
+
+
+def test_a_search_says_after_how_many_tasks_a_network_was_full(tmp_path, monkeypatch, capsys):
+    tried = search.Search("digits", "clnp", 3, {"all": {"pool": "all"}, "half": {"pool": 0.5}}, QUICK)
+    monkeypatch.setattr(search, "SEARCHES", {"tiny": tried})
+    monkeypatch.setattr(sys, "argv", ["search.py", "tiny", "--out", str(tmp_path / "found.json")])
+    # Nothing is released: the tasks keep their pools.
+    monkeypatch.setattr("clnp.pruning.select", lambda _, visible, __, *, correct, **___: Selection(dict(visible), correct, 0))
+    search.main()
+    rows = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines() if line.startswith(("| all", "| half"))]
+    assert sorted(rows) == ["| all, full after 1", "| half, full after 2"]
 
 
 def test_a_ratio_is_to_the_turns_of_the_first_around_it(monkeypatch):

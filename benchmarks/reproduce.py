@@ -57,7 +57,7 @@ def kept(name: str, entry: Entry, seed: int) -> Path:
 def arguments(experiment: Experiment, entry: Entry, seed: int, data: Path | None, out: Path) -> list[str]:
     """Return what is given to `clnp` for a run."""
     return [
-        *("run", experiment.benchmark, "--method", entry.method, "--model", entry.model or experiment.model),
+        *("run", experiment.benchmark, "--until-full", "--method", entry.method, "--model", entry.model or experiment.model),
         *("--tasks", str(experiment.n_tasks), "--seed", str(seed)),
         *(part for key, value in experiment.settings_of(entry).items() for part in ("--set", f"{key}={json.dumps(value)}")),
         *(() if data is None else ("--data", str(data))),

@@ -14,10 +14,11 @@ import pytest
 import yaml
 
 from clnp import locks, metrics, rundir, work
-from clnp.errors import ConfigError, DamageError, DataError, StoreError
+from clnp.errors import CapacityError, ConfigError, DamageError, DataError, StoreError
 from clnp.experiment import configure, run
 from clnp.methods import METHODS
 from clnp.report import read_run
+from clnp.selection import Selection
 
 SETTINGS = {"epochs": 3, "rounds": 1, "finetune_epochs": 1, "batch_size": 32}
 TIMES = ("seconds_per_task", "cpu_seconds_per_task")
@@ -329,6 +330,43 @@ def test_the_run_of_another_configuration_is_refused_and_named(finished):
     with pytest.raises(StoreError, match=r"learn\.margin \([0-9.]+ there, 0\.123 here\).*method \('clnp' there, 'single' here\).*--out"):
         run(tiny("single", margin=0.123), out)
     assert (out / "config.yaml").read_bytes() == before
+
+
+def test_a_run_of_a_version_without_a_setting_goes_on_as_if_it_had_the_default(tmp_path, monkeypatch):
+    def old(directory, config, *_):
+        claim(directory, {**config, "learn": {key: value for key, value in config["learn"].items() if key != "precision"}})
+
+    claim = rundir.claim
+    with monkeypatch.context() as patched:
+        patched.setattr(rundir, "claim", old)
+        with pytest.raises(Stop):
+            run(tiny(), tmp_path, progress=stop_at("task_learned", 1))
+    assert "precision" not in (tmp_path / "config.yaml").read_text()
+    with pytest.raises(StoreError, match=r"learn\.precision \('float32' there, 'bfloat16' here\)"):
+        run(tiny(precision="bfloat16"), tmp_path)
+    assert len(run(tiny(), tmp_path)["tasks"]) == 3
+
+
+def test_a_full_network_ends_the_run_where_that_was_asked_for_and_fails_it_otherwise(tmp_path, monkeypatch):
+    # Nothing is released: the first task takes half, and the second the rest.
+    monkeypatch.setattr("clnp.pruning.select", lambda _, visible, __, *, correct, **___: Selection(dict(visible), correct, 0))
+    config = tiny(pool=0.5)
+    with pytest.raises(CapacityError, match="cannot learn task 'digits-2'"):
+        run(config, tmp_path)
+    assert not read_run(tmp_path).finished
+    summary = run(config, tmp_path, until_full=True)
+    assert summary["tasks"] == ["digits-0", "digits-1"]
+    assert [len(row) for row in summary["accuracy_matrix"]] == [2, 2]
+    assert summary["full"].startswith("cannot learn task 'digits-2'")
+    seen = read_run(tmp_path)
+    assert seen.finished
+    assert any("cannot learn task 'digits-2'" in notice for notice in seen.notices)
+    assert run(config, tmp_path) == summary
+
+
+def test_a_network_without_room_for_the_first_task_fails_in_any_case(tmp_path):
+    with pytest.raises(CapacityError, match="pool=0"):
+        run(tiny(pool=0), tmp_path, until_full=True)
 
 
 def test_a_directory_of_other_files_is_refused_and_untouched(tmp_path):

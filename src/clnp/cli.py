@@ -160,6 +160,7 @@ def run(
     settings: SettingsOption = None,
     data: DataOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="The run directory; runs/BENCHMARK-METHOD-seedSEED by default.")] = None,
+    until_full: Annotated[bool, typer.Option("--until-full", help="End the run, without an error, when a task finds no room.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, and nothing else, on stdout.")] = False,
 ) -> None:
     """Learn the tasks of a benchmark in order. The same command continues a run that was stopped."""
@@ -169,7 +170,7 @@ def run(
 
     config = configure(benchmark, method=method, model=model, seed=seed, n_tasks=tasks, settings=chosen, defaults=defaults)
     out = out or Path("runs") / f"{config.benchmark}-{config.method}-seed{config.seed}"
-    summary = _run(config, out, data, ctx.obj)
+    summary = _run(config, out, data, ctx.obj, until_full=until_full)
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
         return
@@ -177,14 +178,14 @@ def run(
     typer.echo(f"run: {out}    report: clnp report {shlex.quote(str(out))}")
 
 
-def _run(config: RunConfig, out: Path, data: Path | None, command: str) -> dict[str, Any]:
+def _run(config: RunConfig, out: Path, data: Path | None, command: str, *, until_full: bool = False) -> dict[str, Any]:
     """Run with a display on stderr; Ctrl-C and SIGTERM finish the step, and say how to go on."""
     from clnp import experiment, stopping
     from clnp.console import Display
 
     try:
         with stopping.orderly(), Display(epochs=config.learn.total_epochs, n_tasks=config.n_tasks) as display:
-            return experiment.run(config, out, data=data, command=command, progress=display)
+            return experiment.run(config, out, data=data, command=command, progress=display, until_full=until_full)
     except (KeyboardInterrupt, stopping.Stopped) as stop:
         _say(f"stopped; what was learned so far is kept in '{out}'. To continue: {command}")
         raise typer.Exit(stop.exit_code if isinstance(stop, stopping.Stopped) else 130) from None

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from clnp import __version__, metrics, rundir, seeds, stopping, training, work
 from clnp.benchmarks import BENCHMARKS
 from clnp.config import LearnConfig
-from clnp.errors import ConfigError, StoreError
+from clnp.errors import CapacityError, ConfigError, StoreError
 from clnp.inputs import Inputs, cut, parts
 from clnp.locks import locked
 from clnp.methods import METHODS
@@ -119,7 +119,15 @@ def _silent(_event: Json) -> None:
     """Show nothing."""
 
 
-def run(config: RunConfig, out: Path, *, data: Path | None = None, command: str = "", progress: Callable[[Json], None] = _silent) -> Json:
+def run(
+    config: RunConfig,
+    out: Path,
+    *,
+    data: Path | None = None,
+    command: str = "",
+    progress: Callable[[Json], None] = _silent,
+    until_full: bool = False,
+) -> Json:
     """Learn the tasks of a run in order and return its summary; go on where it was if the run was killed.
 
     Args:
@@ -129,10 +137,12 @@ def run(config: RunConfig, out: Path, *, data: Path | None = None, command: str 
         command: what the user typed; it is kept in the run.
         progress: called with every event that is written, with the learner's own `phase` events, and with
             {"event": "already_finished"} when there is nothing left to do.
+        until_full: a network that has no room for the next task ends the run, whose summary is then of the tasks before it.
 
     Returns: the content of summary.json.
 
     Raises:
+        CapacityError: a task finds no room, and `until_full` is not set. The tasks before it are kept.
         StoreError: the directory holds something else, another configuration or damaged files, or another process is at work in it.
         Stopped: a signal asked for it; nothing that was done is lost.
     """
@@ -141,7 +151,8 @@ def run(config: RunConfig, out: Path, *, data: Path | None = None, command: str 
     example = cut(tasks[0].validation[0], 0, 2)
     # Training and testing alike: bits may depend on the number of threads.
     with locked(out), training.threads(config.learn.threads):
-        rundir.claim(out, config.model_dump(mode="json"))
+        # What a setting that came later does by default is what was done before there was one.
+        rundir.claim(out, config.model_dump(mode="json"), {"learn": LearnConfig().model_dump(mode="json")})
         finished = rundir.read_summary(out)
         if finished is not None:
             progress({"event": "already_finished"})
@@ -159,16 +170,25 @@ def run(config: RunConfig, out: Path, *, data: Path | None = None, command: str 
         else:
             past.started = record(_start(config, tasks, method, command) | {"config_sha256": rundir.config_sha256(out)})
         method.revisit(tasks[: len(method.tasks)])
+        full = None
         for index, task in enumerate(tasks):
             stopping.check()
             if index >= len(method.tasks):
-                past.learned[index] = _learn(method, task, index, record, progress, out / rundir.WORK)
+                try:
+                    past.learned[index] = _learn(method, task, index, record, progress, out / rundir.WORK)
+                except CapacityError as error:
+                    if not until_full or not method.tasks:
+                        raise
+                    tasks, full = tasks[:index], str(error)
+                    break
                 method.save(out / rundir.MODEL)
                 work.clear(out / rundir.WORK)
             if index >= len(past.rows):
                 past.rows.append(_evaluate(method, tasks[: index + 1], record))
         work.clear(out / rundir.WORK)  # a kill may have come between the last save and this
         summary = _summary(config, tasks, method, past, n_parameters=sum(p.numel() for p in build_trunk(config, example).parameters()))
+        if full is not None:
+            summary["full"] = full
         record({"event": "run_finished", "average_accuracy": summary["average_accuracy"], "forgetting": summary["forgetting"]})
         rundir.write_summary(out, summary)
         return summary

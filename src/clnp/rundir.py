@@ -61,18 +61,19 @@ def config_sha256(run: Path) -> str:
     return digest(read_bounded(run / CONFIG, MAX_YAML, run))
 
 
-def claim(run: Path, config: Mapping[str, Any]) -> None:
+def claim(run: Path, config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> None:
     """Make a directory the run of this configuration, or check that it already is.
 
     Args:
         run: an existing directory; call this under `locked`.
         config: plain data; compared key by key, one level into nested mappings.
+        defaults: what counts for keys that the run's own configuration, perhaps of an older version, does not have.
 
     Raises:
         StoreError: the directory is the run of another configuration (the message names what differs), or holds other files.
     """
     if (run / CONFIG).is_file():
-        there, here = _flat(read_config(run)), _flat(config)
+        there, here = _flat(defaults or {}) | _flat(read_config(run)), _flat(config)
         different = [key for key in sorted({*there, *here}) if there.get(key) != here.get(key)]
         if different:
             listed = ", ".join(f"{key} ({there.get(key)!r} there, {here.get(key)!r} here)" for key in different)

@@ -134,6 +134,8 @@ class Summary(Record):
     cpu_seconds_per_task: tuple[float, ...] = ()
     versions: dict[str, Any] = {}
     command: str = ""
+    full: str | None = None
+    """Why no further task was learned."""
 
 
 @dataclass

@@ -145,7 +145,7 @@ def read_run(run_dir: Path | str) -> Run:
             f"cannot read a run from '{directory}': expected events.jsonl with the event 'run_started' or a summary.json, found neither. "
             "Give the directory that `clnp run` wrote."
         )
-    finished = summary is not None and len(summary.tasks) >= max(started.n_tasks, len(log.learned))
+    finished = summary is not None and len(summary.tasks) >= max(0 if summary.full else started.n_tasks, len(log.learned))
     notices = _notices(log, config)
     if summary is not None and finished:
         return _finished(directory, started, summary, log, config or {}, notices)
@@ -232,7 +232,7 @@ def _finished(directory: Path, started: Started, summary: Summary, log: Log, con
         first_time=log.first_time,
         last_time=log.last_time,
         n_resumed=log.n_resumed,
-        notices=notices,
+        notices=(*notices, f"The run ended here: {summary.full}") if summary.full else notices,
         versions=summary.versions or started.versions,
         command=summary.command or started.command,
         config=config,

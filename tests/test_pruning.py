@@ -81,6 +81,39 @@ def new(name="mlp"):
     return copy.deepcopy(empty(name))  # captured once
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_screen_looks_at_few_examples_and_answers_no_less_than_all_of_them(monkeypatch, kept):
+    monkeypatch.setattr(clnp.pruning, "EVIDENCE", 0)
+    asked, looked_at = [], []
+    counted = clnp.pruning.n_correct
+    monkeypatch.setattr(
+        clnp.pruning, "n_correct", lambda network, data, *rest: looked_at.append(len(data)) or counted(network, data, *rest)
+    )
+
+    def select(scores, visible, measure, *, correct, allowed, may_empty, screen):
+        generator = torch.Generator().manual_seed(0)
+        for share in (1.0, 0.8, 0.6, 0.4, 0.2):
+            keep = {group: units & (torch.rand(len(units), generator=generator) <= share) for group, units in visible.items()}
+            looked_at.clear()
+            asked.append((measure(keep), screen(keep), correct, tuple(looked_at)))
+        return nothing_released(scores, visible, measure, correct=correct, allowed=allowed, may_empty=may_empty, screen=screen)
+
+    learner = new()
+    for number in (0, 1):  # the second reads values of the first that are kept, where they may be
+        learn(learner, Watch(monkeypatch, number), f"task {number}", margin=0.1, epochs=1, memory_limit=4096 if kept else 0)
+    monkeypatch.setattr(clnp.pruning, "select", select)
+    watch = Watch(monkeypatch, 2)
+    learn(learner, watch, "last", margin=0.1, epochs=2, pool="all", rounds=1, memory_limit=4096 if kept else 0)
+    assert len(asked) == 5
+    n = len(watch.validation[1])
+    for measured, screened, _, (n_all, n_hard) in asked:
+        assert measured <= screened
+        assert n_all == n
+        assert n_hard < n
+    assert asked[0][:2] == (asked[0][2], asked[0][2]), "of the whole network both are right"
+    assert any(measured < screened for measured, screened, *_ in asked), "what was easy may be lost, too"
+
+
 def nothing_released(scores, visible, measure, *, correct, allowed, may_empty, screen):
     del scores, measure, allowed, may_empty
     return Selection(dict(visible), correct, 0)

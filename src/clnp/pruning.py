@@ -267,6 +267,57 @@ def narrowed(trial: Trial, network: SplitNetwork, keep: Tensor, *, values_kept: 
     return smaller
 
 
+class Candidates:
+    """The networks of some units of another one, and what they answer: selection asks for the smallest that keeps the bar.
+
+    Args:
+        trial: the task; the network's rows are in its state.
+        network: whose units they have.
+        bar: what must be reached.
+        slack: how many times the margin may be spent.
+    """
+
+    def __init__(self, trial: Trial, network: SplitNetwork, bar: Bar, slack: int) -> None:
+        self.trial, self.network, self.bar, self.slack = trial, network, bar, slack
+        self.refused = -len(trial.data.validation) - 1
+        looked_at = ("validation", "sample") if network.norms or len(trial.witnesses) else ("validation",)
+        self.all_kept = all(trial.kept(network, part) is not None for part in looked_at)
+        self.hard: TensorExamples | None = None  # what the screen looks at, and the claimed graph's values of it
+        self.hard_kept: tuple[Tensor, ...] | None = None
+
+    def of(self, keep: Keep) -> SplitNetwork | None:
+        """Return the network of some units; None if nothing gets through it."""
+        self.trial.work.check()
+        units = self.trial.wiring.join(keep)
+        if not reaches(self.trial.wiring, self.trial.close(units)):
+            return None
+        return narrowed(self.trial, self.network, units, values_kept=self.all_kept)
+
+    def measure(self, keep: Keep) -> int:
+        """Count correct validation answers; a network that is refused has fewer than any other."""
+        smaller = self.of(keep)
+        if smaller is None:
+            return self.refused
+        correct = self.trial.correct(smaller)
+        # A network that validation data refuse need not be shown the witnesses.
+        allowed = correct >= self.bar.correct - self.slack * self.bar.allowed
+        lost = self.bar.correct_witnesses - self.trial.correct_witnesses(smaller) if allowed else 0
+        return correct if lost <= self.slack * self.bar.allowed_witnesses else self.refused
+
+    def screen(self, keep: Keep) -> int:
+        """Count correct answers to the hardest validation examples, as if all others were answered correctly."""
+        if self.hard is None:
+            data, kept = self.trial.data.validation, self.trial.kept(self.network, "validation")
+            places = hardest(self.network, data, kept, SCREENED)
+            self.hard = data.at(places.to(data.y.device))
+            self.hard_kept = None if kept is None else tuple(value[places.to(value.device)] for value in kept)
+        smaller = self.of(keep)
+        if smaller is None:
+            return self.refused
+        correct = n_correct(smaller, self.hard, narrow_kept(self.hard_kept, self.network, smaller))
+        return correct + len(self.trial.data.validation) - len(self.hard)
+
+
 def search(trial: Trial, network: SplitNetwork, bar: Bar, slack: int, number: int) -> Tensor:
     """Find the units to keep, as `select_round` says: bool (n_units,), before closure. The network's rows are in the trial's state."""
     wiring, config = trial.wiring, trial.config
@@ -279,50 +330,18 @@ def search(trial: Trial, network: SplitNetwork, bar: Bar, slack: int, number: in
     ):
         scores[units] = torch.maximum(scores[units], CRITERIA[config.criterion](activity))
     trial.tell("select", number)
-    looked_at = ("validation", "sample") if network.norms or len(trial.witnesses) else ("validation",)
-    all_kept = all(trial.kept(network, part) is not None for part in looked_at)
-
-    refused = -len(trial.data.validation) - 1
-
-    def candidate(keep: Keep) -> SplitNetwork | None:
-        trial.work.check()
-        units = wiring.join(keep)
-        return narrowed(trial, network, units, values_kept=all_kept) if reaches(wiring, trial.close(units)) else None
-
-    def measure(keep: Keep) -> int:
-        smaller = candidate(keep)
-        if smaller is None:
-            return refused
-        correct = trial.correct(smaller)
-        # A network that validation data refuse need not be shown the witnesses.
-        allowed = correct >= bar.correct - slack * bar.allowed
-        lost = bar.correct_witnesses - trial.correct_witnesses(smaller) if allowed else 0
-        return correct if lost <= slack * bar.allowed_witnesses else refused
-
-    validation = trial.data.validation
-    kept = trial.kept(network, "validation")
-    places = hardest(network, validation, kept, SCREENED)
-    hard = validation.at(places.to(validation.y.device))
-    kept_hard = None if kept is None else tuple(value[places.to(value.device)] for value in kept)
-
-    def screen(keep: Keep) -> int:
-        smaller = candidate(keep)
-        if smaller is None:
-            return refused
-        return n_correct(smaller, hard, narrow_kept(kept_hard, network, smaller)) + len(validation) - len(hard)
-
-    visible = wiring.split(network.visible)
+    candidates = Candidates(trial, network, bar, slack)
     branches = {group.name for group in wiring.groups if reaches(wiring, network.visible & ~group.mask(wiring.n_units))}
     scores[wiring.shared] = torch.inf
-    shared = {group.name for group in wiring.groups if group.shared}
     found = select(
         wiring.split(scores),
-        visible,
-        measure,
+        wiring.split(network.visible),
+        candidates.measure,
         correct=bar.correct,
         allowed=slack * bar.allowed,
-        may_empty=branches - shared,
-        screen=screen if len(validation) >= EVIDENCE else None,
+        may_empty=branches - {group.name for group in wiring.groups if group.shared},
+        # Few examples are soon asked, and witnesses are not screened.
+        screen=candidates.screen if len(trial.data.validation) >= EVIDENCE else None,
     )
     return wiring.join(found.keep)
 

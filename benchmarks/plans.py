@@ -79,7 +79,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         10,
         DENSE,
         (
-            Entry("clnp, 30 epochs", "clnp", {**FLOAT, **THIRTY, "pool": 0.3}, "98.42 ± 0.04 (Golkar et al. 2019)"),
+            Entry("clnp, 30 epochs", "clnp", {**FLOAT, **THIRTY, "batch_size": 64, "pool": 0.3}, "98.42 ± 0.04 (Golkar et al. 2019)"),
             Entry("clnp", "clnp", {**FLOAT, "batch_size": 64, "l1": 5e-5}, "98.42 ± 0.04 (Golkar et al. 2019)"),
             Entry("single", "single", {}, "98.48 ± 0.05 (Golkar et al. 2019)"),
             Entry("ewc", "ewc", {"strength": 10_000.0}, "97.0"),

@@ -40,6 +40,7 @@ FLOORS = {
     "stopping": 0,
     "allocation": 1,
     "isolation": 1,
+    "dropout": 1,
     "importance": 1,
     "inputs": 1,
     "records": 1,

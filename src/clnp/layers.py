@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clnp.dropout import drop
 from clnp.wiring.graph import MASK, resolve
 
 if TYPE_CHECKING:
@@ -26,7 +27,9 @@ class Noise(nn.Module):
         """Drop parts of x, (B, ...) -> (B, ...), or draw a mask of its shape."""
         if self.op == MASK:
             return resolve(MASK)(x, self.p) if self.training else torch.full_like(x, self.p)
-        return resolve(self.op)(x, self.p, True) if self.training and self.p > 0 else x
+        if not self.training or self.p == 0:
+            return x
+        return drop(x, self.p) if self.op == "aten.dropout.default" else resolve(self.op)(x, self.p, True)
 
 
 class PoolNorm(nn.Module):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from clnp.dropout import CheapDropout
 from clnp.inputs import parts
 
 if TYPE_CHECKING:
@@ -148,4 +149,5 @@ class GuardedNetwork(nn.Module):
         del meets
         seen = parts(self.guard.context(x, self.index))
         effective = self.guard.effective(dict(self.trunk.named_parameters()))
-        return self.head(self.trunk(*seen) if effective is None else functional_call(self.trunk, dict(effective), seen))
+        with CheapDropout():
+            return self.head(self.trunk(*seen) if effective is None else functional_call(self.trunk, dict(effective), seen))

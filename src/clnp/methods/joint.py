@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from clnp.dropout import CheapDropout
 from clnp.inputs import join, parts, take
 from clnp.methods.dense import fit_dense_
 from clnp.methods.guards import Guard
@@ -67,7 +68,8 @@ class ManyHeads(nn.Module):
         """Return logits (B, all classes)."""
         del meets
         *seen, tasks = parts(x)
-        features = self.trunk(*seen)
+        with CheapDropout():
+            features = self.trunk(*seen)
         logits = torch.cat([head(features) for head in self.heads], 1)
         return logits.masked_fill(self.task_of.to(logits.device) != tasks[:, None], FAR)
 

@@ -102,7 +102,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         10,
         {**TEN, "epochs": 12, "finetune_epochs": 4, "batch_size": 128},
         (
-            Entry("clnp", "clnp", {}),
+            Entry("clnp", "clnp", {"pool": 0.1}),
             Entry("packnet", "packnet", {}, "96.37"),
             Entry("wsn", "wsn", {}, "96.41"),
             Entry("hat", "hat", {}),

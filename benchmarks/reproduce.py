@@ -2,7 +2,8 @@
 
     python benchmarks/reproduce.py                                       the experiments, and how far each is
     python benchmarks/reproduce.py permuted-mnist --data DIR --jobs 2    run what is missing, two runs at a time
-    python benchmarks/reproduce.py permuted-mnist --show                 the table, from benchmarks/results/permuted-mnist/*.json
+    python benchmarks/reproduce.py permuted-mnist --show                 the tables, from benchmarks/results/permuted-mnist/*.json
+    python benchmarks/reproduce.py --write                               put all tables into the pages that have places for them
 
 Each run is a process of `clnp run` in a directory below --runs: stopped with Ctrl-C or SIGTERM or killed, it goes on where it was when the
 same command is given again. When a run is finished, its summary and its configuration become one JSON file in benchmarks/results/; what
@@ -13,45 +14,35 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
-from statistics import stdev
-from typing import TYPE_CHECKING, Any
 
+import yaml
+
+from clnp.benchmarks import get_benchmark
+from clnp.experiment import RunConfig, accuracy, build_trunk
 from clnp.files import write_atomic
-from clnp.report.compare import p_value
+from clnp.inputs import cut
+from clnp.methods import METHODS
+from clnp.rundir import MODEL
+from clnp.training import threads
 from plans import EXPERIMENTS, Entry, Experiment
+from search import SEARCHES
+from search import kept as kept_search
+from search import table as search_table
+from tables import kept, paper_table, run_name, show
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parent.parent
+PAGES = ("README.md", "docs/results.md", "docs/tuning.md")
+PLACE = re.compile(r"(<!-- (?P<name>[\w-]+): (?P<key>[\w -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+"""Where a table stands on a page: between `<!-- EXPERIMENT: TABLE -->`, or `<!-- search: NAME -->`, and `<!-- end -->`."""
 MAIN = [sys.executable, "-c", "from clnp.cli import main; main()"]
-
-
-def slug(label: str) -> str:
-    """Return a label as part of a file name.
-
-    >>> slug("clnp, 30 epochs")
-    'clnp-30-epochs'
-    """
-    return re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-")
-
-
-def run_name(entry: Entry, seed: int) -> str:
-    """Return the name of a run in its experiment."""
-    return f"{slug(entry.label)}-seed{seed}"
-
-
-def kept(name: str, entry: Entry, seed: int) -> Path:
-    """Return where the result of a run is kept."""
-    return RESULTS / name / f"{run_name(entry, seed)}.json"
 
 
 def arguments(experiment: Experiment, entry: Entry, seed: int, data: Path | None, out: Path) -> list[str]:
@@ -65,14 +56,23 @@ def arguments(experiment: Experiment, entry: Entry, seed: int, data: Path | None
     ]
 
 
-def keep(out: Path, to: Path) -> None:
-    """Put the summary of a finished run and its configuration into one file."""
-    import yaml
-
+def keep(out: Path, to: Path, data: Path | None) -> None:
+    """Put the summary of a finished run and its configuration into one file, with the accuracies of what was saved."""
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     config = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
+    again = {"reloaded": reloaded(RunConfig(**config), out / MODEL, data)}
     to.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(to, json.dumps({**summary, "config": config}, indent=1) + "\n")
+    write_atomic(to, json.dumps({**summary, **again, "config": config}, indent=1) + "\n")
+
+
+def reloaded(config: RunConfig, model: Path, data: Path | None) -> list[float]:
+    """Return the test accuracy of each task, of a method that is loaded from the disk: what was saved is what was measured."""
+    tasks = get_benchmark(config.benchmark).tasks(data, config.seed, config.n_tasks)
+    example = cut(tasks[0].validation[0], 0, 2)
+    method = METHODS[config.method](partial(build_trunk, config, example), example, config.learn, config.seed)
+    method.load(model)
+    with threads(config.learn.threads):
+        return [accuracy(method, task) for task in tasks[: len(method.tasks)]]
 
 
 def run(names: list[str], data: Path | None, runs: Path, jobs: int, only: str | None) -> int:
@@ -108,64 +108,30 @@ def run(names: list[str], data: Path | None, runs: Path, jobs: int, only: str | 
             name, entry, seed = going.pop(process)
             out = runs / name / run_name(entry, seed)
             if process.returncode == 0:
-                keep(out, kept(name, entry, seed))
+                keep(out, kept(name, entry, seed), data)
             elif not stopped:
                 n_failed += 1
             print(f"{time.strftime('%H:%M:%S')} exit {process.returncode}: {out}", flush=True)
     return n_failed
 
 
-def found(name: str) -> dict[str, list[dict[str, Any]]]:
-    """Return the kept results of an experiment: label -> runs, by seed."""
-    experiment = EXPERIMENTS[name]
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for entry in experiment.entries:
-        files = [kept(name, entry, seed) for seed in range(100)]
-        runs = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
-        if runs:
-            rows[entry.label] = runs
-    return rows
+def filled(page: str) -> str:
+    """Return a page with every table that it has a place for as it follows from what was kept."""
 
+    def table(place: re.Match[str]) -> str:
+        name, key = place["name"], place["key"]
+        if name == "search":
+            found = json.loads(kept_search(key).read_text(encoding="utf-8"))
+            text = search_table(found, SEARCHES[key].n_tasks)
+        elif name == "paper":
+            text = paper_table()
+        else:
+            text = show(name).get(key, "")
+        if not text:
+            raise SystemExit(f"cannot fill '{name}: {key}': there is no such table, or nothing was kept for it yet")
+        return f"{place[1]}{text}\n{place[4]}"
 
-def spread(values: list[float]) -> str:
-    """Return mean and standard deviation in per cent.
-
-    >>> spread([0.5, 0.7]), spread([0.5])
-    ('60.00 ± 14.14', '50.00')
-    """
-    mean = 100 * math.fsum(values) / len(values)
-    return f"{mean:.2f} ± {100 * stdev(values):.2f}" if len(values) > 1 else f"{mean:.2f}"
-
-
-def fullest(capacity: Mapping[str, Any] | None) -> float | None:
-    """Return the share of units that are claimed in the layer that has the fewest left; None for methods that own none."""
-    return None if capacity is None else max(1 - group["free"] / group["n_units"] for group in capacity.values())
-
-
-def written_p(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> str:
-    """Return the p-value of a paired permutation test over tasks and seeds that both have."""
-    p = p_value(*({run["seed"]: run["accuracy_matrix"][-1] for run in runs} for runs in (one, other)))
-    return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def table(name: str) -> str:
-    """Return the table of an experiment in Markdown, in the order of the plan."""
-    rows, entries = found(name), {entry.label: entry for entry in EXPERIMENTS[name].entries}
-    best = max(rows, key=lambda label: math.fsum(run["average_accuracy"] for run in rows[label]) / len(rows[label]))
-    lines = [
-        "| method | average accuracy, % | forgetting, points | fullest layer | CPU time of a run | p against the best | published, % | seeds |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for label, runs in rows.items():
-        forgetting = [run["forgetting"] for run in runs]
-        full = [share for run in runs if (share := fullest(run["capacity"])) is not None]
-        cpu = math.fsum(sum(run["cpu_seconds_per_task"]) for run in runs) / len(runs)
-        lines.append(
-            f"| {label} | {spread([run['average_accuracy'] for run in runs])} | {'0' if not any(forgetting) else spread(forgetting)} | "
-            f"{f'{100 * max(full):.0f} %' if full else ''} | {cpu:,.0f} s | {'' if label == best else written_p(rows[best], runs)} | "
-            f"{entries[label].published} | {len(runs)} |"
-        )
-    return "\n".join(lines)
+    return PLACE.sub(table, page)
 
 
 def main() -> int:
@@ -177,10 +143,16 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="so many runs at a time")
     parser.add_argument("--only", help="a pattern that the whole name of a run must match, e.g. 'ewc-seed[01]'")
     parser.add_argument("--show", action="store_true", help="print the tables, and run nothing")
+    parser.add_argument("--write", action="store_true", help="put all tables into the pages, and run nothing")
     options = parser.parse_args()
     for name in options.experiment:
         if name not in EXPERIMENTS:
             parser.error(f"unknown experiment '{name}': expected one of {', '.join(EXPERIMENTS)}")
+    if options.write:
+        for page in PAGES:
+            path = ROOT / page
+            path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
+        return 0
     if not options.experiment:
         for name, experiment in EXPERIMENTS.items():
             whole = list(experiment.runs())
@@ -188,7 +160,7 @@ def main() -> int:
         return 0
     if options.show:
         for name in options.experiment:
-            print(f"**{EXPERIMENTS[name].title}**\n\n{table(name)}\n")
+            print(f"**{EXPERIMENTS[name].title}**\n\n" + "\n\n".join(show(name).values()) + "\n")
         return 0
     return 1 if run(options.experiment, options.data, options.runs, options.jobs, options.only) else 0
 

@@ -27,7 +27,7 @@ from clnp.experiment import accuracy, build_trunk, configure, versions
 from clnp.files import write_atomic
 from clnp.inputs import cut
 from clnp.methods import METHODS
-from reproduce import fullest
+from tables import fullest
 
 RESULTS = Path(__file__).parent / "results" / "search"
 
@@ -57,10 +57,11 @@ def _values(setting: str, *values: Any) -> dict[str, dict[str, Any]]:
     return {f"{setting} {value}": {setting: value} for value in values}
 
 
+# A dense epoch of 784-2000-2000 takes a quarter to half a minute of one core: the search has 5 epochs a task, the table twice as many.
 DENSE = {"batch_size": 256, "epochs": 3, "rounds": 2, "finetune_epochs": 1}
+BFLOAT = {**DENSE, "batch_size": 512, "precision": "bfloat16"}
 SMALL = {"epochs": 12, "rounds": 2, "finetune_epochs": 4, "batch_size": 128}
 CIFAR = {"epochs": 12, "rounds": 2, "finetune_epochs": 4, "batch_size": 128, "lr": 1e-3, "precision": "bfloat16", "channels_last": True}
-"""A dense epoch of 784-2000-2000 takes half a minute of one core: the search has 5 epochs a task, the table twice as many."""
 SEARCHES: dict[str, Search] = {
     "permuted-mnist": Search(
         "permuted-mnist",
@@ -71,21 +72,14 @@ SEARCHES: dict[str, Search] = {
             "pool 0.3": {"pool": 0.3},
             "batch 64, pool 0.3": {"batch_size": 64, "pool": 0.3},
             "batch 64, pool 0.3, l1 5e-5": {"batch_size": 64, "pool": 0.3, "l1": 5e-5},
-            "batch 64, pool 0.3, margin 0.001": {"batch_size": 64, "pool": 0.3, "margin": 0.001},
-            "batch 64, pool 0.3, criterion: activity": {"batch_size": 64, "pool": 0.3, "criterion": "activity"},
+            "batch 64, pool 0.3, margin 0.0005": {"batch_size": 64, "pool": 0.3, "margin": 0.0005},
+            "batch 64, pool 0.3, margin 0": {"batch_size": 64, "pool": 0.3, "margin": 0.0},
+            "batch 64, pool 0.3, margin 0.0005, l1 1e-5": {"batch_size": 64, "pool": 0.3, "margin": 0.0005, "l1": 1e-5},
             "pool 0.4": {"pool": 0.4},
             "criterion: activity (the paper's)": {"criterion": "activity"},
             "criterion: std-weight": {"criterion": "std-weight"},
-            "l1 5e-5": {"l1": 5e-5},
-            "l1 1e-5": {"l1": 1e-5},
-            "l1 5e-6": {"l1": 5e-6},
-            "margin 0": {"margin": 0.0},
-            "margin 0.001": {"margin": 0.001},
-            "margin 0.003": {"margin": 0.003},
             "label smoothing 0.1": {"label_smoothing": 0.1},
             "label smoothing 0.2": {"label_smoothing": 0.2},
-            "lr 1e-3": {"lr": 1e-3},
-            "lr 4e-3": {"lr": 4e-3},
         },
     ),
     "permuted-mnist-10-epochs": Search(
@@ -118,10 +112,24 @@ SEARCHES: dict[str, Search] = {
     ),
     "permuted-mnist-ewc": Search("permuted-mnist", "ewc", 5, _values("strength", 100.0, 1000.0, 10_000.0), DENSE),
     "permuted-mnist-si": Search("permuted-mnist", "si", 5, _values("strength", 0.03, 0.1, 0.3, 1.0), DENSE),
-    "permuted-mnist-superposition": Search("permuted-mnist", "superposition", 5, _values("lr", 5e-4, 1e-3, 2e-3), DENSE),
-    "permuted-mnist-hat": Search("permuted-mnist", "hat", 3, _values("strength", 0.1, 0.75), DENSE),
-    "permuted-mnist-packnet": Search("permuted-mnist", "packnet", 3, _values("share", 0.15, 0.25), DENSE),
-    "permuted-mnist-wsn": Search("permuted-mnist", "wsn", 3, _values("share", 0.1, 0.3), DENSE),
+    "permuted-mnist-superposition": Search("permuted-mnist", "superposition", 5, _values("lr", 5e-4, 2e-3), BFLOAT),
+    "permuted-mnist-hat": Search("permuted-mnist", "hat", 3, _values("strength", 0.1, 0.75), BFLOAT),
+    "permuted-mnist-packnet": Search("permuted-mnist", "packnet", 3, _values("share", 0.15, 0.25), BFLOAT),
+    "permuted-mnist-wsn": Search("permuted-mnist", "wsn", 3, _values("share", 0.1, 0.3), BFLOAT),
+    # Fifty tasks have to fit: two units of a hundred a task.
+    "permuted-mnist-50": Search(
+        "permuted-mnist",
+        "clnp",
+        3,
+        {
+            "l1 5e-5": {"l1": 5e-5},
+            "l1 1e-4": {"l1": 1e-4},
+            "l1 2e-4": {"l1": 2e-4},
+            "l1 1e-4, margin 0.01": {"l1": 1e-4, "margin": 0.01},
+            "l1 1e-4, criterion: taylor": {"l1": 1e-4, "criterion": "taylor"},
+        },
+        {"epochs": 10, "rounds": 2, "finetune_epochs": 5, "batch_size": 64, "pool": 0.2, "margin": 0.005},
+    ),
     # A network so small that it is full after six tasks as the benchmark's settings have it.
     "permuted-mnist-100": Search(
         "permuted-mnist",
@@ -140,17 +148,20 @@ SEARCHES: dict[str, Search] = {
     "permuted-mnist-100-packnet": Search("permuted-mnist", "packnet", 10, _values("share", 0.1, 0.15, 0.2, 0.25), SMALL, "mlp-100"),
     "permuted-mnist-100-wsn": Search("permuted-mnist", "wsn", 10, _values("share", 0.1, 0.3, 0.5), SMALL, "mlp-100"),
     "permuted-mnist-100-hat": Search("permuted-mnist", "hat", 10, _values("strength", 0.1, 0.75, 2.0), SMALL, "mlp-100"),
+    # The small tasks alone: CIFAR-10 has ten times their examples.
     "cifar-single": Search(
-        "cifar10-100",
+        "split-cifar100-10x10",
         "single",
         2,
         {
             "as it is": {},
             "batch 64": {"batch_size": 64},
+            "batch 32": {"batch_size": 32},
             "lr 2e-3": {"lr": 2e-3},
-            "batch 64, 30 epochs": {"batch_size": 64, "epochs": 18, "finetune_epochs": 6},
+            "batch 64, lr 5e-4": {"batch_size": 64, "lr": 5e-4},
         },
         CIFAR,
+        "zenke",
     ),
     "cifar-clnp": Search(
         "cifar10-100",
@@ -158,16 +169,19 @@ SEARCHES: dict[str, Search] = {
         3,
         {
             "as it is": {},
-            "l1 2e-5": {"l1": 2e-5},
-            "l1 5e-6": {"l1": 5e-6},
-            "pool 0.5": {"pool": 0.5},
-            "pool 0.4, l1 2e-5": {"pool": 0.4, "l1": 2e-5},
-            "margin 0.01": {"margin": 0.01},
-            "batch 64": {"batch_size": 64},
+            "pool 0.5, l1 1e-5": {"pool": 0.5, "l1": 1e-5},
+            "pool 0.5, l1 1e-5, batch 64": {"pool": 0.5, "l1": 1e-5, "batch_size": 64},
+            "pool 0.5, l1 5e-5": {"pool": 0.5, "l1": 5e-5},
+            "pool 0.5, l1 1e-5, margin 0.01": {"pool": 0.5, "l1": 1e-5, "margin": 0.01},
         },
         CIFAR,
     ),
 }
+
+
+def kept(name: str) -> Path:
+    """Return where what a search found is kept."""
+    return RESULTS / f"{name}.json"
 
 
 def measure(search: Search, data: Path | None, seed: int, change: dict[str, Any]) -> dict[str, Any]:
@@ -226,7 +240,7 @@ def main() -> None:
         for name, search in SEARCHES.items():
             print(f"{name:32} {search.method}, {search.n_tasks} tasks of {search.benchmark}: {', '.join(search.changes)}")
         return
-    search, out = SEARCHES[options.name], options.out or RESULTS / f"{options.name}.json"
+    search, out = SEARCHES[options.name], options.out or kept(options.name)
     found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))["settings"] if out.exists() else {}
     result = {
         "benchmark": search.benchmark,

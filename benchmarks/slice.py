@@ -20,7 +20,7 @@ from pathlib import Path
 
 from clnp.experiment import configure, run
 from plans import EXPERIMENTS
-from reproduce import kept
+from tables import kept
 
 TOLERANCE = 0.003
 """Of 20,000 answers at 98.5 %, three standard deviations of the difference of two runs are 0.0036 if they were independent; they share their data, and spread less."""

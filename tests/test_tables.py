@@ -16,9 +16,11 @@ import plans
 import reproduce
 import search
 import speed
+import tables
 from clnp.selection import Selection
 from plans import Entry, Experiment
 
+ROOT = Path(__file__).parent.parent
 QUICK = {"epochs": 1, "rounds": 1, "finetune_epochs": 0, "batch_size": 64, "threads": 1}
 TINY = Experiment(
     "Two tasks of the digits",
@@ -32,8 +34,9 @@ TINY = Experiment(
 
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
-    monkeypatch.setattr(reproduce, "EXPERIMENTS", {"tiny": TINY})
-    monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results")
+    for module in (reproduce, tables):
+        monkeypatch.setattr(module, "EXPERIMENTS", {"tiny": TINY})
+    monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
     return tmp_path
 
 
@@ -41,7 +44,7 @@ def tiny(monkeypatch, tmp_path):
 def test_every_run_of_a_plan_can_be_configured_and_has_a_name_of_its_own(name):
     experiment = plans.EXPERIMENTS[name]
     runs = list(experiment.runs())
-    assert len({reproduce.kept(name, entry, seed) for entry, seed in runs}) == len(runs)
+    assert len({tables.kept(name, entry, seed) for entry, seed in runs}) == len(runs)
     for entry, seed in runs:
         configured = configure(
             experiment.benchmark,
@@ -71,12 +74,13 @@ def test_what_is_missing_is_run_and_kept_and_not_run_again(tiny, capsys):
     assert kept == ["fine-slow-seed0.json", "finetune-seed0.json", "finetune-seed1.json"]
     one = json.loads((tiny / "results" / "tiny" / "finetune-seed1.json").read_text())
     assert (one["seed"], one["config"]["learn"]["epochs"], one["command"].split()[:3]) == (1, 1, ["clnp", "run", "digits"])
+    assert one["reloaded"] == one["accuracy_matrix"][-1]
     capsys.readouterr()
     assert reproduce.run(["tiny"], None, tiny / "runs", 2, None) == 0
     assert capsys.readouterr().out == ""
     values = [json.loads((tiny / "results" / "tiny" / f"finetune-seed{seed}.json").read_text())["average_accuracy"] for seed in (0, 1)]
-    rows = reproduce.table("tiny").splitlines()
-    assert f"| finetune | {reproduce.spread(values)} |" in rows[2]
+    rows = tables.main_table("tiny").splitlines()
+    assert f"| finetune | {tables.spread(values)} |" in rows[2]
     assert rows[2].endswith("| 2 |")
     assert "| 50.0 | 1 |" in rows[3]
 
@@ -139,7 +143,76 @@ def test_a_ratio_is_to_the_turns_of_the_first_around_it(monkeypatch):
     assert "not measured: not installed" in speed.show({"contests": {"training": {"contestants": found}}})
 
 
-@pytest.mark.parametrize("name", [name for name in plans.EXPERIMENTS if reproduce.found(name)])
-def test_the_page_has_the_table_of_what_was_kept(name):
-    page = (Path(__file__).parent.parent / "docs" / "results.md").read_text(encoding="utf-8")
-    assert reproduce.table(name) in page, f"run: python benchmarks/reproduce.py {name} --show"
+@pytest.mark.parametrize("page", reproduce.PAGES)
+def test_pages_have_the_tables_of_what_was_kept(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert reproduce.filled(text) == text, "run: python benchmarks/reproduce.py --write"
+
+
+def test_every_table_stands_on_a_page():
+    text = "".join((ROOT / page).read_text(encoding="utf-8") for page in reproduce.PAGES)
+    for name in plans.EXPERIMENTS:
+        for key in tables.show(name):
+            assert f"<!-- {name}: {key} -->" in text
+    for name in search.SEARCHES:
+        assert not search.kept(name).exists() or f"<!-- search: {name} -->" in text
+
+
+def test_the_paper_s_table_stands_in_the_readme():
+    assert tables.paper_table() in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_marked_table_is_filled_and_the_rest_stays(tiny):
+    assert reproduce.run(["tiny"], None, tiny / "runs", 2, None) == 0
+    table = tables.main_table("tiny")
+    page = "before\n\n<!-- tiny: main -->\n{}<!-- end -->\n\nafter\n"
+    for old in ("", "| old |\n", f"{table}\n"):
+        assert reproduce.filled(page.format(old)) == page.format(f"{table}\n")
+    with pytest.raises(SystemExit, match="tiny: forecast"):
+        reproduce.filled("<!-- tiny: forecast -->\n<!-- end -->")
+
+
+@pytest.mark.parametrize("name", [name for name in plans.EXPERIMENTS if tables.found(name)])
+def test_what_was_kept_is_what_a_fresh_load_answers_and_clnp_forgets_nothing(name):
+    for runs in tables.found(name).values():
+        for run in runs:
+            assert run.get("reloaded", run["accuracy_matrix"][-1]) == run["accuracy_matrix"][-1]
+            assert run["method"] != "clnp" or run["forgetting"] == 0
+
+
+RUN = {
+    "tasks": ["a", "b", "c"],
+    "accuracy_matrix": [[0.9, None, None], [0.9, 0.8, None], [0.9, 0.8, 0.7]],
+    "average_accuracy": 0.8,
+    "cpu_seconds_per_task": [1.0, 2.0, 3.0],
+    "capacity": {
+        "early": {"n_units": 10, "free": 6, "claimed": {"a": 4, "b": 0, "c": 0}, "reused": {"a": 0, "b": 4, "c": 4}},
+        "late": {"n_units": 10, "free": 2, "claimed": {"a": 4, "b": 2, "c": 2}, "reused": {"a": 0, "b": 1, "c": 3}},
+    },
+}
+
+
+def test_layers_tell_what_later_tasks_claim_and_what_they_read():
+    _, _, early, late = tables.layers([RUN]).splitlines()
+    assert early == "| early | 10 | 40 % | 0.0 % | 100 % | 40 % |"
+    assert late == "| late | 10 | 40 % | 20.0 % | 38 % | 80 % |"  # 1 of 4, then 3 of 6
+
+
+def test_forecasts_are_those_of_the_library_after_each_task():
+    assert tables.forecasts(RUN) == [1, 1, 0]  # 6 free at 4 a task; 4 free at 3; 2 free at 8 / 3
+
+
+def test_the_course_of_a_run_sets_the_forecast_beside_what_came():
+    rows = tables.course(RUN, every=2).splitlines()[2:]
+    assert rows[0] == "| 1 | 90.00 % | 90.00 % | 40 % | 40 % | 1 | 2 | 1 s |"
+    assert [row.split(" | ")[0] for row in rows] == ["| 1", "| 2", "| 3"]
+
+
+def test_what_was_reached_counts_even_if_it_was_forgotten():
+    assert tables.just_learned({"accuracy_matrix": [[0.5, None], [0.1, 0.75]]}) == 0.625
+
+
+def test_each_task_has_its_mean_over_seeds(monkeypatch):
+    monkeypatch.setattr(tables, "EXPERIMENTS", {"tiny": Experiment("", "digits", "mlp-small", 3, {}, ())})
+    monkeypatch.setattr(tables, "found", lambda _: {"clnp": [RUN]})
+    assert tables.per_task("tiny").splitlines()[2] == "| clnp | 90.00 | 80.00 | 70.00 | 80.00 |"

@@ -1,0 +1,250 @@
+"""What was kept of the experiments, and the tables of it. `benchmarks/reproduce.py --show` prints them; a test holds docs/results.md to them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from statistics import stdev
+from typing import TYPE_CHECKING, Any
+
+from clnp.allocation import Allocation
+from clnp.forecast import forecast
+from clnp.report.compare import p_value
+from plans import EXPERIMENTS, Entry
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+RESULTS = Path(__file__).parent / "results"
+Run = dict[str, Any]
+Rows = dict[str, list[Run]]
+"""label -> its runs, by seed."""
+
+
+def slug(label: str) -> str:
+    """Return a label as part of a file name.
+
+    >>> slug("clnp, 30 epochs")
+    'clnp-30-epochs'
+    """
+    return re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-")
+
+
+def run_name(entry: Entry, seed: int) -> str:
+    """Return the name of a run in its experiment."""
+    return f"{slug(entry.label)}-seed{seed}"
+
+
+def kept(name: str, entry: Entry, seed: int) -> Path:
+    """Return where the result of a run is kept."""
+    return RESULTS / name / f"{run_name(entry, seed)}.json"
+
+
+def found(name: str) -> Rows:
+    """Return the kept results of an experiment, in the order of the plan."""
+    rows: Rows = {}
+    for entry in EXPERIMENTS[name].entries:
+        files = [kept(name, entry, seed) for seed in range(100)]
+        runs = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
+        if runs:
+            rows[entry.label] = runs
+    return rows
+
+
+def mean(values: Sequence[float]) -> float:
+    """Return the mean."""
+    return math.fsum(values) / len(values)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return mean and standard deviation in per cent.
+
+    >>> spread([0.5, 0.7]), spread([0.5])
+    ('60.00 ± 14.14', '50.00')
+    """
+    return f"{100 * mean(values):.2f} ± {100 * stdev(values):.2f}" if len(values) > 1 else f"{100 * mean(values):.2f}"
+
+
+def just_learned(run: Run) -> float:
+    """Return the mean over tasks of the accuracy right after each was learned: what was reached, whether it was kept or not."""
+    return mean([row[task] for task, row in enumerate(run["accuracy_matrix"])])
+
+
+def fullest(capacity: Mapping[str, Any] | None) -> float | None:
+    """Return the share of units that are claimed in the layer that has the fewest left; None for methods that own none."""
+    return None if capacity is None else max(1 - group["free"] / group["n_units"] for group in capacity.values())
+
+
+def written_p(one: list[Run], other: list[Run]) -> str:
+    """Return the p-value of a paired permutation test over tasks and seeds that both have."""
+    p = p_value(*({run["seed"]: run["accuracy_matrix"][-1] for run in runs} for runs in (one, other)))
+    return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return a table.
+
+    >>> print(markdown(["a", "b"], [[1, ""]]))
+    | a | b |
+    |---|---|
+    | 1 |  |
+    """
+    return "\n".join(
+        ["| " + " | ".join(map(str, row)) + " |" for row in [head]]
+        + ["|" + "---|" * len(head)]
+        + ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    )
+
+
+def main_table(name: str) -> str:
+    """Return the table of an experiment in the order of the plan, a row an entry."""
+    rows, entries = found(name), {entry.label: entry for entry in EXPERIMENTS[name].entries}
+    best = max(rows, key=lambda label: mean([run["average_accuracy"] for run in rows[label]]))
+    lines: list[list[object]] = []
+    for label, runs in rows.items():
+        forgetting = [run["forgetting"] for run in runs]
+        full = [share for run in runs if (share := fullest(run["capacity"])) is not None]
+        lines.append(
+            [
+                label,
+                spread([run["average_accuracy"] for run in runs]),
+                spread([just_learned(run) for run in runs]),
+                spread(forgetting) if any(forgetting) else "0",
+                f"{100 * max(full):.0f} %" if full else "",
+                f"{mean([sum(run['cpu_seconds_per_task']) for run in runs]):,.0f} s",
+                "" if label == best else written_p(rows[best], runs),
+                entries[label].published,
+                len(runs),
+            ]
+        )
+    head = "method|average accuracy, %|just after learning, %|forgetting, points|fullest layer|CPU time of a run|p against the best|published, %|seeds"
+    return markdown(head.split("|"), lines)
+
+
+PAPER = {
+    "single": "single-task SGD",
+    "ewc": "EWC",
+    "si": "synaptic intelligence",
+    "superposition": "superposition",
+    "clnp, 30 epochs": "CLNP",
+}
+"""The rows of the paper's table: our label -> the paper's name."""
+
+
+def paper_table() -> str:
+    """Return the paper's table on permuted MNIST with our column beside each of its rows."""
+    rows, entries = found("permuted-mnist"), {entry.label: entry for entry in EXPERIMENTS["permuted-mnist"].entries}
+    lines: list[list[object]] = []
+    for label, name in PAPER.items():
+        runs = rows.get(label, [])
+        ours = spread([run["average_accuracy"] for run in runs]) if runs else "not run yet"
+        lines.append([name, entries[label].published.split(" (")[0], ours, len(runs)])
+    return markdown(["method", "the paper, %", "here, %", "seeds"], lines)
+
+
+def per_task(name: str) -> str:
+    """Return the final test accuracy of each task: means over seeds."""
+    rows = found(name)
+    n_tasks = EXPERIMENTS[name].n_tasks
+    lines = [
+        [
+            label,
+            *(f"{100 * mean([run['accuracy_matrix'][-1][task] for run in runs]):.2f}" for task in range(len(runs[0]["tasks"]))),
+            f"{100 * mean([run['average_accuracy'] for run in runs]):.2f}",
+        ]
+        for label, runs in rows.items()
+    ]
+    return markdown(["method", *(f"task {task + 1}" for task in range(n_tasks)), "mean"], lines)
+
+
+def layers(runs: list[Run]) -> str:
+    """Return what happened in each layer: units that the first task claimed, that later ones did, and what they read of those that were there."""
+    lines: list[list[object]] = []
+    for group, first in runs[0]["capacity"].items():
+        n, tasks = first["n_units"], runs[0]["tasks"]
+        claimed = [[run["capacity"][group]["claimed"][task] / n for task in tasks] for run in runs]
+        reused = [
+            [run["capacity"][group]["reused"][task] / max(sum(run["capacity"][group]["claimed"][other] for other in tasks[:k]), 1)]
+            for run in runs
+            for k, task in enumerate(tasks)
+            if k > 0
+        ]
+        lines.append(
+            [
+                group,
+                n,
+                f"{100 * mean([row[0] for row in claimed]):.0f} %",
+                f"{100 * mean([mean(row[1:]) for row in claimed]):.1f} %",
+                f"{100 * mean([share for row in reused for share in row]):.0f} %",
+                f"{100 * mean([sum(row) for row in claimed]):.0f} %",
+            ]
+        )
+    head = "layer|units|claimed by the first task|by each later task|share of claimed units that a later task reads|claimed in the end"
+    return markdown(head.split("|"), lines)
+
+
+def forecasts(run: Run) -> list[int | None]:
+    """Return, after each task, how many more were forecast to fit: the library's own forecast, from what each task claimed."""
+    allocation = Allocation.empty({group: units["n_units"] for group, units in run["capacity"].items()})
+    result: list[int | None] = []
+    for task in run["tasks"]:
+        needed: dict[str, Tensor] = {}
+        for group, units in run["capacity"].items():
+            free = allocation.free(group)
+            needed[group] = free & (free.cumsum(0) <= units["claimed"][task])
+        allocation = allocation.commit(task, needed)
+        result.append(forecast(allocation).tasks)
+    return result
+
+
+def course(run: Run, every: int = 5) -> str:
+    """Return how a long run went: accuracies, room and forecast after every few tasks."""
+    n_tasks, forecast_after = len(run["tasks"]), forecasts(run)
+    lines: list[list[object]] = []
+    for after in sorted({1, *range(every, n_tasks + 1, every), n_tasks}):
+        rows = run["accuracy_matrix"]
+        claimed = {
+            group: sum(units["claimed"][task] for task in run["tasks"][:after]) / units["n_units"]
+            for group, units in run["capacity"].items()
+        }
+        lines.append(
+            [
+                after,
+                f"{100 * rows[after - 1][after - 1]:.2f} %",
+                f"{100 * mean(rows[after - 1][:after]):.2f} %",
+                *(f"{100 * share:.0f} %" for share in claimed.values()),
+                forecast_after[after - 1],
+                n_tasks - after,
+                f"{run['cpu_seconds_per_task'][after - 1]:.0f} s",
+            ]
+        )
+    groups = [f"{group} claimed" for group in run["capacity"]]
+    return markdown(
+        [
+            "tasks learned",
+            "accuracy of the newest",
+            "mean so far",
+            *groups,
+            "forecast: tasks more",
+            "learned after that",
+            "CPU time of the task",
+        ],
+        lines,
+    )
+
+
+def show(name: str) -> dict[str, str]:
+    """Return all tables of an experiment that has results."""
+    rows = found(name)
+    if not rows:
+        return {}
+    tables = {"main": main_table(name)}
+    if name == "cifar":
+        tables |= {"per task": per_task(name)} | ({"layers": layers(rows["clnp"])} if "clnp" in rows else {})
+    if name == "permuted-mnist-50":
+        tables |= {"course": course(next(iter(rows.values()))[0])}
+    return tables

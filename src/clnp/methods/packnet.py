@@ -62,7 +62,7 @@ class Packing(Holding):
                 trained = getattr(self.owner, key(name)) == (self._index if self._pruned else FREE)
             else:
                 trained = torch.full_like(parameter, self._index == 0, dtype=torch.bool)
-            self._held[name] = (trained, parameter.detach().clone())
+            self.hold(name, parameter, trained)
 
     @torch.no_grad()
     def trained_(self, trunk: nn.Module, stage: int) -> None:

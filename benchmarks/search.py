@@ -168,13 +168,12 @@ SEARCHES: dict[str, Search] = {
         "clnp",
         3,
         {
-            "as it is": {},
             "pool 0.5, l1 1e-5": {"pool": 0.5, "l1": 1e-5},
-            "pool 0.5, l1 1e-5, batch 64": {"pool": 0.5, "l1": 1e-5, "batch_size": 64},
-            "pool 0.5, l1 5e-5": {"pool": 0.5, "l1": 5e-5},
+            "as it is": {},
+            "pool 0.5": {"pool": 0.5},
             "pool 0.5, l1 1e-5, margin 0.01": {"pool": 0.5, "l1": 1e-5, "margin": 0.01},
         },
-        CIFAR,
+        {**CIFAR, "batch_size": 64},
     ),
 }
 

@@ -122,11 +122,9 @@ SEARCHES: dict[str, Search] = {
         "clnp",
         3,
         {
-            "l1 5e-5": {"l1": 5e-5},
             "l1 1e-4": {"l1": 1e-4},
+            "l1 5e-5": {"l1": 5e-5},
             "l1 2e-4": {"l1": 2e-4},
-            "l1 1e-4, margin 0.01": {"l1": 1e-4, "margin": 0.01},
-            "l1 1e-4, criterion: taylor": {"l1": 1e-4, "criterion": "taylor"},
         },
         {"epochs": 10, "rounds": 2, "finetune_epochs": 5, "batch_size": 64, "pool": 0.2, "margin": 0.005},
     ),

@@ -61,6 +61,8 @@ def _values(setting: str, *values: Any) -> dict[str, dict[str, Any]]:
 DENSE = {"batch_size": 256, "epochs": 3, "rounds": 2, "finetune_epochs": 1}
 BFLOAT = {**DENSE, "batch_size": 512, "precision": "bfloat16"}
 SMALL = {"epochs": 12, "rounds": 2, "finetune_epochs": 4, "batch_size": 128}
+# What the benchmark was run with before these searches.
+BEFORE = {"batch_size": 128, "l1": 2e-5, "margin": 0.002, "pool": 0.2}
 CIFAR = {"epochs": 12, "rounds": 2, "finetune_epochs": 4, "batch_size": 128, "lr": 1e-3, "precision": "bfloat16", "channels_last": True}
 SEARCHES: dict[str, Search] = {
     "permuted-mnist": Search(
@@ -81,6 +83,7 @@ SEARCHES: dict[str, Search] = {
             "label smoothing 0.1": {"label_smoothing": 0.1},
             "label smoothing 0.2": {"label_smoothing": 0.2},
         },
+        {**BEFORE, "epochs": 10, "rounds": 2, "finetune_epochs": 10},
     ),
     "permuted-mnist-10-epochs": Search(
         "permuted-mnist",
@@ -95,7 +98,7 @@ SEARCHES: dict[str, Search] = {
             "l1 1e-4, batch 128, 4 epochs + 2 x 3": {"l1": 1e-4, "batch_size": 128, "epochs": 4, "finetune_epochs": 3},
             "l1 1e-4, batch 128, lr 4e-3": {"l1": 1e-4, "batch_size": 128, "lr": 4e-3},
         },
-        {"epochs": 6, "rounds": 2, "finetune_epochs": 2, "batch_size": 256},
+        {**BEFORE, "epochs": 6, "rounds": 2, "finetune_epochs": 2, "batch_size": 256},
     ),
     "permuted-mnist-single": Search(
         "permuted-mnist",
@@ -140,7 +143,7 @@ SEARCHES: dict[str, Search] = {
             "pool 0.2, l1 3e-4, margin 0.01": {"pool": 0.2, "l1": 3e-4, "margin": 0.01},
             "pool 0.2, margin 0.02": {"pool": 0.2, "margin": 0.02},
         },
-        SMALL,
+        {**BEFORE, **SMALL},
         "mlp-100",
     ),
     "permuted-mnist-100-packnet": Search("permuted-mnist", "packnet", 10, _values("share", 0.1, 0.15, 0.2, 0.25), SMALL, "mlp-100"),

@@ -219,7 +219,7 @@ def _as_colour(load: Callable[[Split], tuple[Inputs, Tensor]], black: float) -> 
 # One thread is fastest for networks this small.
 # Settings that differ from LearnConfig's defaults, chosen on validation data (docs/tuning.md tells how).
 SMALL: Mapping[str, Any] = {"epochs": 24, "margin": 0.02, "threads": 1}
-MNIST: Mapping[str, Any] = {"epochs": 10, "finetune_epochs": 10, "l1": 2e-5, "margin": 0.002, "pool": 0.2}
+MNIST: Mapping[str, Any] = {"epochs": 10, "finetune_epochs": 10, "batch_size": 64, "l1": 2e-5, "margin": 0.0005, "pool": 0.3}
 
 
 def _benchmark(

@@ -149,7 +149,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             Entry("clnp, margin 1 %", "clnp", {"margin": 0.01}, seeds=1),
             Entry("clnp, margin 2 %", "clnp", {"margin": 0.02}, seeds=1),
             Entry("clnp, margin 4 %", "clnp", {"margin": 0.04}, seeds=1),
-            Entry("clnp, single head", "clnp", {"head": "single"}, seeds=1),
+            Entry("clnp, single head, twice as wide", "clnp", {"head": "single"}, seeds=1, model="zenke-wide"),
         ),
     ),
     "mixed": Experiment(

@@ -33,6 +33,7 @@ EXPECTED = {
         9 * (3 * 16 + 2 * 16 * 16 + 16 * 32 + 32 * 32 + 32 * 64 + 64 * 64) + 16 * 32 + 32 * 64 + 2 * (3 * 16 + 3 * 32 + 3 * 64),
     ),
     "zenke": (512, 32 * 28 + 32 * 289 + 64 * 289 + 64 * 577 + 512 * (64 * 6 * 6 + 1)),
+    "zenke-wide": (1024, 64 * 28 + 64 * 577 + 128 * 577 + 128 * 1153 + 1024 * (128 * 6 * 6 + 1)),
     "resnet18-narrow": (160, 1_093_140),
     "resnet18": (512, 11_173_962 - 5_130),  # the known size for CIFAR-10, less its head
 }
@@ -80,11 +81,11 @@ def test_a_model_is_built_anew_from_the_global_seed_and_every_weight_learns(name
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("shape", [(1, 28, 28), (1, 8, 8)])
 def test_models_take_the_smaller_images_too(name, shape):
-    if name == "zenke" and shape == (1, 8, 8):
+    if name.startswith("zenke") and shape == (1, 8, 8):
         with pytest.raises(ConfigError, match="10 x 10"):
             get_model(name)(shape)
     else:
-        assert get_model(name)(shape)(torch.rand(2, *shape)).shape == (2, EXPECTED[name][0] if name != "zenke" else 512)
+        assert get_model(name)(shape)(torch.rand(2, *shape)).shape == (2, EXPECTED[name][0])
 
 
 def test_the_papers_mlp_has_dropout_on_inputs_and_hidden_units():
@@ -125,7 +126,7 @@ def test_the_users_own_widths():
     assert drops == [0.2, 0.5, 0.5]
 
 
-@pytest.mark.parametrize("name", ["vgg-small", "resnet-small", "zenke", "resnet18-narrow", "resnet18"])
+@pytest.mark.parametrize("name", ["vgg-small", "resnet-small", "zenke", "zenke-wide", "resnet18-narrow", "resnet18"])
 @pytest.mark.parametrize("shape", [(784,), (32, 32), (3, 2, 32), (0, 32, 32), (), (1, 3, 32, 32)])
 def test_examples_that_are_no_images_or_too_small_are_refused(name, shape):
     with pytest.raises(ConfigError, match=r"expected images \(channels, height, width\) of at least \d+ x \d+"):

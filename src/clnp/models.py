@@ -139,7 +139,7 @@ def resnet(shape: Shape, widths: Sequence[int], blocks: int) -> nn.Sequential:
     return nn.Sequential(OrderedDict(layers | {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}))
 
 
-def zenke(shape: Shape) -> nn.Sequential:
+def zenke(shape: Shape, times: int = 1) -> nn.Sequential:
     """Build the convolutional network that synaptic intelligence was shown with on CIFAR-10 and CIFAR-100.
 
     Two convolutions with 32 filters, two with 64 (the first of each pair keeps the size, the second loses the border), each pair
@@ -147,6 +147,7 @@ def zenke(shape: Shape) -> nn.Sequential:
 
     Args:
         shape: (channels, height, width).
+        times: every layer is so many times as wide.
 
     Raises:
         ConfigError: examples are no images of at least 10 x 10.
@@ -155,13 +156,13 @@ def zenke(shape: Shape) -> nn.Sequential:
     """
     channels = _image("the network of Zenke et al.", shape, smallest=10)
     layers: dict[str, nn.Module] = {}
-    for stage, units in enumerate((32, 64), start=1):
+    for stage, units in enumerate((32 * times, 64 * times), start=1):
         layers |= {f"conv{stage}_1": nn.Conv2d(channels, units, 3, padding=1), f"relu{stage}_1": nn.ReLU()}
         layers |= {f"conv{stage}_2": nn.Conv2d(units, units, 3), f"relu{stage}_2": nn.ReLU()}
         layers |= {f"pool{stage}": nn.MaxPool2d(2), f"dropout{stage}": nn.Dropout(0.25)}
         channels = units
     height, width = (((size - 2) // 2 - 2) // 2 for size in shape[1:])
-    dense = {"dense": nn.Linear(64 * height * width, 512), "relu": nn.ReLU(), "dropout": nn.Dropout(0.5)}
+    dense = {"dense": nn.Linear(channels * height * width, 512 * times), "relu": nn.ReLU(), "dropout": nn.Dropout(0.5)}
     return nn.Sequential(OrderedDict(layers | {"flatten": nn.Flatten()} | dense))
 
 
@@ -183,6 +184,7 @@ MODELS: dict[str, Model] = {
     "vgg-small": vgg,
     "resnet-small": partial(resnet, widths=(16, 32, 64), blocks=1),
     "zenke": zenke,
+    "zenke-wide": partial(zenke, times=2),
     # Lopez-Paz & Ranzato, 2017 (GEM): ResNet-18 with a third of the filters; the usual network of split CIFAR-100.
     "resnet18-narrow": partial(resnet, widths=(20, 40, 80, 160), blocks=2),
     "resnet18": partial(resnet, widths=(64, 128, 256, 512), blocks=2),

@@ -129,8 +129,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         "permuted-mnist",
         "mlp-2000",
         50,
-        {**THIRTY, "threads": 1},
-        (Entry("clnp", "clnp", {"margin": 0.005, "l1": 5e-5}, "about 25 tasks (Golkar et al. 2019)", seeds=1),),
+        {**THIRTY, "finetune_epochs": 5, "pool": 0.2, "margin": 0.005, "l1": 5e-5, "threads": 1},
+        (Entry("clnp", "clnp", {}, "about 25 tasks (Golkar et al. 2019)", seeds=1),),
     ),
     "cifar": Experiment(
         "CIFAR-10, then five tasks of ten classes of CIFAR-100, the network of Zenke et al.",

@@ -127,7 +127,6 @@ SEARCHES: dict[str, Search] = {
         {
             "l1 1e-4": {"l1": 1e-4},
             "l1 5e-5": {"l1": 5e-5},
-            "l1 2e-4": {"l1": 2e-4},
         },
         {"epochs": 10, "rounds": 2, "finetune_epochs": 5, "batch_size": 64, "pool": 0.2, "margin": 0.005},
     ),

@@ -57,10 +57,11 @@ def arguments(experiment: Experiment, entry: Entry, seed: int, data: Path | None
 
 
 def keep(out: Path, to: Path, data: Path | None) -> None:
-    """Put the summary of a finished run and its configuration into one file, with the accuracies of what was saved."""
+    """Put the summary of a finished run and its configuration into one file, with the accuracies and the sizes of what was saved."""
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     config = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
-    again = {"reloaded": reloaded(RunConfig(**config), out / MODEL, data)}
+    files = {file.relative_to(out / MODEL).as_posix(): file.stat().st_size for file in sorted((out / MODEL).rglob("*")) if file.is_file()}
+    again = {"reloaded": reloaded(RunConfig(**config), out / MODEL, data), "bytes": files}
     to.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(to, json.dumps({**summary, **again, "config": config}, indent=1) + "\n")
 

@@ -75,6 +75,7 @@ def test_what_is_missing_is_run_and_kept_and_not_run_again(tiny, capsys):
     one = json.loads((tiny / "results" / "tiny" / "finetune-seed1.json").read_text())
     assert (one["seed"], one["config"]["learn"]["epochs"], one["command"].split()[:3]) == (1, 1, ["clnp", "run", "digits"])
     assert one["reloaded"] == one["accuracy_matrix"][-1]
+    assert one["bytes"]["network-2.safetensors"] > 4 * one["n_parameters"]
     capsys.readouterr()
     assert reproduce.run(["tiny"], None, tiny / "runs", 2, None) == 0
     assert capsys.readouterr().out == ""

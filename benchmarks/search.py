@@ -169,9 +169,8 @@ SEARCHES: dict[str, Search] = {
         3,
         {
             "pool 0.5, l1 1e-5": {"pool": 0.5, "l1": 1e-5},
-            "as it is": {},
-            "pool 0.5": {"pool": 0.5},
-            "pool 0.5, l1 1e-5, margin 0.01": {"pool": 0.5, "l1": 1e-5, "margin": 0.01},
+            "all units, l1 2e-5, margin 0.01": {"pool": "all", "l1": 2e-5, "margin": 0.01},
+            "pool 0.8, l1 1e-5, margin 0.005": {"pool": 0.8, "l1": 1e-5, "margin": 0.005},
         },
         {**CIFAR, "batch_size": 64},
     ),

@@ -27,6 +27,7 @@ from clnp.experiment import accuracy, build_trunk, configure, versions
 from clnp.files import write_atomic
 from clnp.inputs import cut
 from clnp.methods import METHODS
+from clnp.models import MODELS, mlp
 from tables import fullest
 
 RESULTS = Path(__file__).parent / "results" / "search"
@@ -40,7 +41,7 @@ class Search:
         benchmark: a key of BENCHMARKS.
         method: a key of METHODS.
         n_tasks: so many of its tasks.
-        changes: name -> settings that differ from the benchmark's own and from `base`.
+        changes: name -> settings that differ from the benchmark's own and from `base`; "model" is one of them.
         base: settings that are common to all.
         model: None is the benchmark's own.
     """
@@ -64,7 +65,26 @@ SMALL = {"epochs": 12, "rounds": 2, "finetune_epochs": 4, "batch_size": 128}
 # What the benchmark was run with before these searches.
 BEFORE = {"batch_size": 128, "l1": 2e-5, "margin": 0.002, "pool": 0.2}
 CIFAR = {"epochs": 12, "rounds": 2, "finetune_epochs": 4, "batch_size": 128, "lr": 1e-3, "precision": "bfloat16", "channels_last": True}
+# Dropout on inputs, on hidden units.
+DROPOUTS = {
+    f"dropout {given}, {hidden}": partial(mlp, hidden=(2000, 2000), dropout_in=given, dropout=hidden)
+    for given, hidden in ((0.1, 0.1), (0.2, 0.1), (0.2, 0.2), (0.2, 0.3))
+}
 SEARCHES: dict[str, Search] = {
+    "permuted-mnist-dropout": Search(
+        "permuted-mnist",
+        "clnp",
+        4,
+        {name: {"model": name} for name in DROPOUTS},
+        {"epochs": 6, "rounds": 2, "finetune_epochs": 2, "batch_size": 64, "l1": 2e-5, "margin": 0.0005, "pool": 0.3},
+    ),
+    "permuted-mnist-dropout-single": Search(
+        "permuted-mnist",
+        "single",
+        2,
+        {name: {"model": name} for name in DROPOUTS},
+        {"epochs": 6, "rounds": 2, "finetune_epochs": 2, "batch_size": 512, "precision": "bfloat16"},
+    ),
     "permuted-mnist": Search(
         "permuted-mnist",
         "clnp",
@@ -184,8 +204,10 @@ def kept(name: str) -> Path:
 
 def measure(search: Search, data: Path | None, seed: int, change: dict[str, Any]) -> dict[str, Any]:
     """Learn the first tasks with changed settings and return validation accuracies, units claimed and CPU seconds."""
+    MODELS.update(DROPOUTS)
     settings = {"threads": 1, **search.base, **change}
-    config = configure(search.benchmark, method=search.method, model=search.model, n_tasks=search.n_tasks, seed=seed, settings=settings)
+    model = settings.pop("model", search.model)
+    config = configure(search.benchmark, method=search.method, model=model, n_tasks=search.n_tasks, seed=seed, settings=settings)
     tasks = get_benchmark(search.benchmark).tasks(data, seed, search.n_tasks)
     example = cut(tasks[0].validation[0], 0, 2)
     method = METHODS[search.method](partial(build_trunk, config, example), example, config.learn, seed)

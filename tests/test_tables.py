@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from clnp.experiment import configure
+from clnp.models import MODELS
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
@@ -61,7 +62,12 @@ def test_every_run_of_a_plan_can_be_configured_and_has_a_name_of_its_own(name):
 def test_every_setting_that_is_searched_can_be_configured(name):
     one = search.SEARCHES[name]
     for change in one.changes.values():
-        configure(one.benchmark, method=one.method, model=one.model, n_tasks=one.n_tasks, settings={**one.base, **change})
+        settings = {**one.base, **change}
+        model = settings.pop("model", one.model)
+        assert model is None or model in {**MODELS, **search.DROPOUTS}
+        configure(
+            one.benchmark, method=one.method, model=None if model in search.DROPOUTS else model, n_tasks=one.n_tasks, settings=settings
+        )
 
 
 def test_the_first_seed_of_all_rows_comes_before_the_second_of_any():

@@ -61,6 +61,7 @@ BAD = [
     ("private", 2),
     ("strength", -0.1),
     ("strength", math.inf),
+    ("damping", 0.0),
     ("share", 0.0),
     ("share", 1.5),
     ("contexts", "quaternion"),

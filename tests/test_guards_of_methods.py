@@ -12,7 +12,7 @@ from clnp.config import LearnConfig
 from clnp.methods import METHODS
 from clnp.methods.ewc import Springs, fisher_diagonal
 from clnp.methods.guards import GuardedNetwork
-from clnp.methods.hat import Attention
+from clnp.methods.hat import SPEED, Attention
 from clnp.methods.packnet import Packing
 from clnp.methods.si import PathIntegral
 from clnp.methods.superposition import Contexts
@@ -46,16 +46,52 @@ def steps(network, n=20, optimizer=None, x=X, y=Y):
 
 
 def test_the_fisher_information_of_a_logistic_model():
-    """The gradient of log p(y|x) by row k of the weights is (1[y = k] - p_k) x."""
+    """The gradient of log p(y|x) by row k of the weights is (1[y = k] - p_k) x; the expectation over y of its square is p_k (1 - p_k) x^2."""
     network = nn.Linear(3, 2)
-    p = network(X).softmax(1)
-    residual = nn.functional.one_hot(Y, 2) - p  # (n, 2)
-    expected = (residual[:, :, None] * X[:, None, :]).square().mean(0)
-    found = fisher_diagonal(network, ["weight", "bias"], X, Y)
-    torch.testing.assert_close(found["weight"], expected.detach())
-    torch.testing.assert_close(found["bias"], residual.square().mean(0).detach())
+    p = network(X).softmax(1).detach()
+    expected = ((p * (1 - p))[:, :, None] * X[:, None, :].square()).mean(0)
+    found = fisher_diagonal(network, ["weight", "bias"], X)
+    torch.testing.assert_close(found["weight"], expected)
+    torch.testing.assert_close(found["bias"], (p * (1 - p)).mean(0))
     mean_of_batch = torch.autograd.grad(nn.functional.cross_entropy(network(X), Y), network.weight)[0].square()
     assert not torch.allclose(found["weight"], mean_of_batch), "the square of the mean gradient is another thing"
+
+
+class Twice(nn.Module):
+    """A layer that is used twice: its gradient is no outer product."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.head(self.layer(self.layer(x).tanh()))
+
+
+@pytest.mark.parametrize(
+    ("network", "x"),
+    [
+        (nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4, bias=False), nn.Tanh(), nn.Linear(4, 3)), X),
+        (nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3)), torch.randn(9, 1, 3, 4)),
+        (nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Flatten(), nn.Linear(8, 3)), torch.randn(9, 2, 3)),
+        (Twice(), X),
+    ],
+    ids=["linear", "convolution", "positions", "twice"],
+)
+def test_the_fisher_information_is_that_of_each_example_and_class(network, x):
+    names = [name for name, _ in network.named_parameters()]
+    expected = {name: torch.zeros_like(parameter) for name, parameter in network.named_parameters()}
+    for one in x.split(1):
+        log_p = nn.functional.log_softmax(network(one), 1)[0]
+        for of_class in log_p:
+            gradients = torch.autograd.grad(of_class, list(network.parameters()), retain_graph=True)
+            for name, gradient in zip(names, gradients, strict=True):
+                expected[name] += of_class.exp().detach() * gradient.square() / len(x)
+    found = fisher_diagonal(network, names, x)
+    assert list(found) == names
+    for name in names:
+        torch.testing.assert_close(found[name], expected[name])
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
 
 
 def test_springs_pull_with_lambda_times_fisher_times_distance_to_every_task():
@@ -186,6 +222,38 @@ def test_a_rotation_keeps_lengths_and_a_complex_layer_is_the_real_part():
     torch.testing.assert_close(found, expected.real)
 
 
+def test_biases_which_no_context_reaches_are_each_task_s_own():
+    def trunk():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(3, 8), nn.ReLU())
+
+    method = METHODS["superposition"](trunk, torch.zeros(2, 3), LearnConfig(epochs=3, rounds=1, finetune_epochs=0, batch_size=16), 0)
+    method.learn("one", (X, Y), (X, Y), 2, lambda _: None)
+    bias = method.trunk[0].bias.detach().clone()
+    method.learn("two", (X, 1 - Y), (X, 1 - Y), 2, lambda _: None)
+    parameters = dict(method.trunk.named_parameters())
+    assert not torch.equal(method.trunk[0].bias, bias)
+    assert torch.equal(method.guard.view(parameters, 0)["0.bias"], bias)
+    assert torch.equal(method.guard.view(parameters, 1)["0.bias"], method.trunk[0].bias)
+    assert method.guard.view(parameters, 0)["0.weight"] is parameters["0.weight"]
+
+
+def test_hat_lets_go_of_what_costs_too_much_in_the_steps_that_there_are():
+    """Nothing but the penalty at work: after ten epochs hardly a unit is used, as the paper means it."""
+    trunk = nn.Sequential(nn.Linear(3, 200), nn.ReLU())
+    guard = Attention(trace(trunk, X[:2]), 0.75, 0)
+    guard.begin_(trunk, 0)
+    guard.steps_per_epoch = 100
+    optimizer = torch.optim.Adam(guard.embeddings, lr=1e-3)
+    for _ in range(1000):
+        guard.effective(dict(trunk.named_parameters()))
+        guard.embeddings[0].grad = torch.zeros(200)
+        guard.before_step_(trunk)
+        optimizer.step()
+        guard.after_step_(trunk)
+    assert float((guard.attention(0, 400.0)[:-1] > 0.5).float().mean()) < 0.05
+
+
 # ---- PackNet, WSN, HAT: what an earlier task reads is frozen
 
 
@@ -260,13 +328,12 @@ def test_hats_attention_is_annealed_within_an_epoch_and_sparse_by_its_penalty():
     assert seen == pytest.approx([1 / 400, 200, 400, 1 / 400], rel=0.01)
     guard._s = 1.0
     guard.strength = 2.0
-    embedding = guard.embeddings[0]
-    embedding.grad = torch.zeros(5)
+    trained = guard.embeddings[0]
+    trained.grad = torch.zeros(5)
     guard.before_step_(trunk)
-    a = torch.sigmoid(embedding.detach())
+    a = torch.sigmoid(SPEED * trained.detach())
     unscaled = 2.0 * a * (1 - a) / 5
-    factor = 400 * (torch.cosh(embedding.detach()) + 1) / (torch.cosh(embedding.detach()) + 1)
-    torch.testing.assert_close(embedding.grad, unscaled * factor)
+    torch.testing.assert_close(trained.grad, SPEED * 400 * unscaled)  # cosh(s e) over cosh(e) is 1 where s is
 
 
 @pytest.mark.parametrize("name", ["packnet", "wsn"])

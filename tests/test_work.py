@@ -574,11 +574,19 @@ def test_a_stream_of_other_data_is_another_task():
 # ---- the other methods
 
 
-@pytest.mark.parametrize("name", ["finetune", "single"])
-@pytest.mark.parametrize(
-    "settings", [{}, {"patience": 1, "epochs": 5}, {"optimizer": "sgd", "head": "single"}], ids=["", "patience", "sgd"]
-)
-def test_methods_with_a_dense_network_go_on_too(steps, always, tmp_path, name, settings):
+DENSE = {
+    f"{name}{suffix}": (name, settings, 0.5)
+    for name in ("finetune", "single")
+    for suffix, settings in (("", {}), ("-patience", {"patience": 1, "epochs": 5}), ("-sgd", {"optimizer": "sgd", "head": "single"}))
+} | {
+    f"{name}-{part}": (name, {}, part)  # PackNet's second task is pruned at 0.67 of its steps
+    for name in ("ewc", "online-ewc", "si", "superposition", "packnet", "hat", "wsn")
+    for part in (0.4, 0.9)
+}
+
+
+@pytest.mark.parametrize(("name", "settings", "part"), DENSE.values(), ids=DENSE)
+def test_methods_with_a_dense_network_go_on_too(steps, always, tmp_path, name, settings, part):
     settings = LearnConfig(**{"epochs": 2, "rounds": 1, "finetune_epochs": 1, "batch_size": 30, "lr": 0.01, **settings})
 
     def learned(n_tasks, work=None):
@@ -589,7 +597,7 @@ def test_methods_with_a_dense_network_go_on_too(steps, always, tmp_path, name, s
     told, logits = learned(2)
     total, steps.n = steps.n, 0
     learned(1)
-    kill_at = steps.n + (total - steps.n) // 2
+    kill_at = steps.n + round((total - steps.n) * part)
     steps.n, steps.kill_at = 0, kill_at
     with pytest.raises(Killed):
         learned(2, tmp_path)

@@ -62,6 +62,7 @@ class LearnConfig(BaseModel):
     strength: float | None = Field(
         None, ge=0, description="of methods that are compared with: lambda of ewc, c of si and hat; by default the method's own"
     )
+    damping: float | None = Field(None, gt=0, description="si: xi, which keeps weights that hardly moved from being held for ever")
     share: float | None = Field(
         None, gt=0, le=1, description="packnet: the free weights of a layer that a task keeps; wsn: the weights that it reads"
     )

@@ -47,7 +47,7 @@ def drop(x: Tensor, p: float) -> Tensor:
 
     Args:
         x: (B, ...). On a device other than the CPU, torch's own dropout is as cheap, and is used.
-        p: the probability, from 0 to 1; kept to within 1/65536 (for 0.1: 0.100006), and what is left is divided by exactly 1 minus that.
+        p: the probability, from 0 to 1; kept to within 1/65536 (for 0.1: 0.100006), and what is left is divided by 1 minus that, rounded to the precision of x.
 
     >>> torch.unique(drop(torch.ones(1000), 0.5)).tolist()
     [0.0, 2.0]

@@ -9,21 +9,23 @@ tasks is a quadratic of its own, so that two tensors hold it, however many tasks
 :math:`F \leftarrow \gamma F + F_t`, anchored at the newest weights.
 
 Reference: Kirkpatrick et al. 2017, equation 3; the online form is Schwarz et al. 2018, equation 9. The squared gradient is taken for each
-example and not for the mean of a batch, which many implementations do and which is no Fisher information. Labels are drawn from the
-network's own prediction, as the definition asks.
+example and not for the mean of a batch, which many implementations do and which is no Fisher information. The expectation over labels is
+the whole sum over classes, not one label drawn from it: a network that is sure of its answers draws the others too rarely.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, vjp, vmap
 
 from clnp import seeds
-from clnp.inputs import cut, parts, take, to_device
+from clnp.inputs import cut, length, parts, take, to_device
 from clnp.methods.guards import Guard, GuardedNetwork, key
 from clnp.methods.shared import Shared
 
@@ -34,36 +36,113 @@ if TYPE_CHECKING:
     from clnp.inputs import Inputs
     from clnp.sources import TensorExamples
 
-FISHER_EXAMPLES = 1024
-"""Training examples that the Fisher information is estimated on; of a linear model twice as many change it by a few per cent."""
+FISHER_EXAMPLES = 2048
+"""Training examples that the Fisher information is estimated on."""
 CHUNK_BYTES = 2**28
 """Memory that the gradients of the examples in one chunk may take."""
+LINEAR_CHUNK = 256
+"""Examples at a time where no gradient of a weight is written down."""
 
 
-def fisher_diagonal(network: nn.Module, names: list[str], x: Inputs, y: Tensor) -> dict[str, Tensor]:
-    """Return the mean over examples of the squared gradient of log p(y|x), by parameter, in one vectorised pass.
+def fisher_diagonal(network: nn.Module, names: list[str], x: Inputs) -> dict[str, Tensor]:
+    """Return the diagonal of the Fisher information, the mean over examples of sum_y p(y|x) (d log p(y|x) / d theta)^2, by parameter.
+
+    The gradient of a linear layer's weight is an outer product, delta h^T, so that the sum of its squares over examples and classes is
+    a product of two matrices, (delta^2)^T h^2: no gradient of it is ever written down. Other parameters' gradients are, for each example and class.
 
     Args:
         network: (B, ...) -> logits (B, classes), in evaluation mode.
         names: of the parameters that it is taken of.
         x: examples (n, ...).
-        y: labels (n,), drawn from the network's own prediction.
     """
+    layers = _linear_layers(network, names, cut(x, 0, 2))
+    in_layers = {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")}
+    others = [name for name in names if name not in in_layers]
+    n = length(x)
+    sums = _of_linear_layers(network, layers, x) | (_of_any(network, others, x) if others else {})
+    return {name: sums[name] / n for name in names}
+
+
+def _linear_layers(network: nn.Module, names: list[str], x: Inputs) -> dict[str, nn.Linear]:
+    """Return the linear layers that a network passes once, with one vector for each example."""
+    linear = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear) and f"{name}.weight" in names}
+    dims: dict[str, list[int]] = {name: [] for name in linear}
+
+    def note(name: str, _module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        dims[name].append(given[0].dim())
+
+    hooks = [module.register_forward_pre_hook(partial(note, name)) for name, module in linear.items()]
+    with torch.no_grad():
+        network(*parts(x))
+    for hook in hooks:
+        hook.remove()
+    uses = Counter(id(parameter) for _, parameter in network.named_parameters(remove_duplicate=False))
+    return {name: module for name, module in linear.items() if dims[name] == [2] and uses[id(module.weight)] == 1}
+
+
+def _of_linear_layers(network: nn.Module, layers: dict[str, nn.Linear], x: Inputs) -> dict[str, Tensor]:
+    """Return the sums over examples for linear layers, in one vectorised pass over classes for each chunk of examples."""
+    sums = {f"{name}.{part}": torch.zeros_like(tensor) for name, layer in layers.items() for part, tensor in layer.named_parameters()}
+    for start in range(0, length(x) if layers else 0, LINEAR_CHUNK):
+        read, deltas, p = _deltas(network, layers, parts(cut(x, start, start + LINEAR_CHUNK)))
+        for name in layers:
+            squares = (deltas[name].square() * p.T[:, :, None]).sum(0)  # (C, B, out) -> (B, out)
+            sums[f"{name}.weight"] += squares.T @ read[name].square()  # (out, B) (B, in)
+            if f"{name}.bias" in sums:
+                sums[f"{name}.bias"] += squares.sum(0)
+    return sums
+
+
+def _deltas(
+    network: nn.Module, layers: dict[str, nn.Linear], examples: tuple[Tensor, ...]
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    """Return what each layer reads (B, in), the gradients of each class's log p by its output (C, B, out), and p (B, C)."""
+    read: dict[str, Tensor] = {}
+
+    def log_probabilities(taps: dict[str, Tensor]) -> Tensor:
+        """Add zeros to the output of each layer, to differentiate by."""
+
+        def tap(name: str, _module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> Tensor:
+            read[name] = given[0].detach()
+            return out + taps[name]
+
+        hooks = [layer.register_forward_hook(partial(tap, name)) for name, layer in layers.items()]
+        logits = network(*examples)
+        for hook in hooks:
+            hook.remove()
+        return F.log_softmax(logits, 1)
+
+    zeros = {name: layer.weight.detach().new_zeros(len(examples[0]), layer.out_features) for name, layer in layers.items()}
+    log_p, back = vjp(log_probabilities, zeros)[:2]
+    each_class = torch.eye(log_p.shape[1], device=log_p.device)[:, None].expand(-1, len(log_p), -1)  # (C, B, C)
+    (deltas,) = vmap(back)(each_class)
+    return read, deltas, log_p.detach().exp()
+
+
+def _of_any(network: nn.Module, names: list[str], x: Inputs) -> dict[str, Tensor]:
+    """Return the sums over examples for any parameters, whose gradients are written down for each example and class."""
     parameters = {name: tensor.detach() for name, tensor in network.named_parameters()}
     chosen = {name: parameters[name] for name in names}
 
-    def log_likelihood(values: dict[str, Tensor], label: Tensor, *example: Tensor) -> Tensor:
+    def log_probabilities(values: dict[str, Tensor], example: tuple[Tensor, ...]) -> Tensor:
         logits = functional_call(network, {**parameters, **values}, tuple(part[None] for part in example))
-        return F.log_softmax(logits[0], 0).gather(0, label[None])[0]
+        return F.log_softmax(logits[0], 0)
 
-    of_each = vmap(grad(log_likelihood), in_dims=(None, 0, *(0 for _ in parts(x))))
-    n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in chosen.values())
-    chunk = max(1, min(len(y), CHUNK_BYTES // max(n_bytes, 1)))
+    def of_one(values: dict[str, Tensor], *example: Tensor) -> dict[str, Tensor]:
+        """Return the sum over classes of p times the squared gradient, for one example."""
+        log_p, back = vjp(partial(log_probabilities, example=example), values)[:2]
+        (gradients,) = vmap(back)(torch.eye(len(log_p), device=log_p.device))
+        return {name: torch.tensordot(log_p.exp(), gradient.square(), 1) for name, gradient in gradients.items()}
+
+    of_each = vmap(of_one, in_dims=(None, *(0 for _ in parts(x))))
+    n_classes = len(log_probabilities(chosen, tuple(part[0] for part in parts(x))))
+    n_bytes = n_classes * sum(tensor.numel() * tensor.element_size() for tensor in chosen.values())
+    chunk = max(1, min(length(x), CHUNK_BYTES // max(n_bytes, 1)))
     total = {name: torch.zeros_like(tensor) for name, tensor in chosen.items()}
-    for start in range(0, len(y), chunk):
-        for name, gradient in of_each(chosen, y[start : start + chunk], *parts(cut(x, start, start + chunk))).items():
-            total[name] += gradient.square_().sum(0)
-    return {name: value / len(y) for name, value in total.items()}
+    for start in range(0, length(x), chunk):
+        for name, squares in of_each(chosen, *parts(cut(x, start, start + chunk))).items():
+            total[name] += squares.sum(0)
+    return total
 
 
 class Springs(Guard):
@@ -91,20 +170,17 @@ class Springs(Guard):
         """Add the springs' force to the gradients: lambda (sum F theta - sum F theta*)."""
         for name, parameter in trunk.named_parameters():
             if parameter.grad is not None:
-                force = torch.addcmul(-getattr(self.pull, key(name)), getattr(self.stiffness, key(name)), parameter.detach())
-                parameter.grad.add_(force, alpha=self.strength)
+                stiffness, pull = getattr(self.stiffness, key(name)), getattr(self.pull, key(name))
+                parameter.grad.addcmul_(stiffness, parameter.detach(), value=self.strength).sub_(pull, alpha=self.strength)
 
     @torch.no_grad()
     def learned_(self, network: GuardedNetwork, train: TensorExamples, index: int, *place: int | str) -> None:
         """Estimate the Fisher information of the task, and tie springs to its weights."""
         network.eval()
-        generator = seeds.generator(*place)
-        rows = torch.randperm(len(train), generator=generator)[:FISHER_EXAMPLES]
-        device = network.head_bias.device
-        x = to_device(take(train.x, rows), device)
-        labels = torch.multinomial(network(x).softmax(1).cpu(), 1, generator=generator)[:, 0].to(device)
+        rows = torch.randperm(len(train), generator=seeds.generator(*place))[:FISHER_EXAMPLES]
+        x = to_device(take(train.x, rows), network.head_bias.device)
         names = [f"trunk.{name}" for name, _ in network.trunk.named_parameters()]
-        for name, fisher in fisher_diagonal(network, names, x, labels).items():
+        for name, fisher in fisher_diagonal(network, names, x).items():
             short = name.removeprefix("trunk.")
             stiffness, pull = getattr(self.stiffness, key(short)), getattr(self.pull, key(short))
             theta = network.trunk.get_parameter(short).detach()

@@ -7,7 +7,8 @@ tasks, :math:`a^{<t}`, the update of a weight from unit j to unit i is multiplie
 
 Reference: Serra et al. 2018. Departures: units are those of our wiring, so that tied layers share their attention, and any network that it
 understands will do; attention multiplies a unit's weights and bias, which for ReLU and linear layers is to multiply its output; the update is
-scaled, not the gradient, for Adam would undo the scaling of a gradient.
+scaled, not the gradient, for Adam would undo the scaling of a gradient. Adam moves every parameter by about the learning rate in a step, however large
+its gradient; with the few and large steps of our training an embedding would hardly move from where it was drawn. So what is trained is e / 10.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 LARGEST = 400.0
 """s_max, as in the paper."""
+SPEED = 10.0
+"""How many times faster than a weight an embedding moves."""
 CLAMP_EMBEDDING, CLAMP_COSH = 6.0, 50.0
 """Limits of e and of s e, as in the authors' code."""
 
@@ -52,7 +55,7 @@ class Attention(Guard):
     def __init__(self, wiring: Wiring, strength: float, seed: int) -> None:
         super().__init__()
         self.wiring, self.strength, self.seed = wiring, strength, seed
-        self.embeddings = nn.ParameterList()
+        self.embeddings = nn.ParameterList()  # e / SPEED
         used = torch.zeros(wiring.n_units + 1)
         used[-1] = 1.0
         self.register_buffer("used", used)
@@ -65,12 +68,12 @@ class Attention(Guard):
         for embedding in self.embeddings:
             embedding.requires_grad_(False)
         values = torch.randn(self.wiring.n_units, generator=seeds.generator(self.seed, "task", index, "embedding"))
-        self.embeddings.append(nn.Parameter(values.to(self.used.device)))
+        self.embeddings.append(nn.Parameter(values.to(self.used.device) / SPEED))
         self.step.zero_()
 
     def attention(self, index: int, s: float) -> Tensor:
         """Return a, (n_units + 1,)."""
-        return torch.cat([torch.sigmoid(s * self.embeddings[index]), torch.ones(1, device=self.used.device)])
+        return torch.cat([torch.sigmoid(s * SPEED * self.embeddings[index]), torch.ones(1, device=self.used.device)])
 
     def _masked(self, parameters: Mapping[str, Tensor], attention: Tensor) -> dict[str, Tensor]:
         seen: dict[str, Tensor] = {}
@@ -93,21 +96,23 @@ class Attention(Guard):
 
     def before_step_(self, trunk: nn.Module) -> None:
         """Add the gradient of the sparsity term, and rescale that of the embedding."""
-        self._before = {name: parameter.detach().clone() for name, parameter in trunk.named_parameters()}
-        embedding = self.embeddings[-1]
-        assert embedding.grad is not None
+        if len(self.embeddings) > 1:
+            self._before = {name: parameter.detach().clone() for name, parameter in trunk.named_parameters()}
+        trained = self.embeddings[-1]
+        assert trained.grad is not None
         free = 1 - self.used[:-1]
         with torch.no_grad():
+            embedding = SPEED * trained
             a = torch.sigmoid(self._s * embedding)
-            embedding.grad += self.strength * self._s * a * (1 - a) * free / free.sum().clamp_min(1e-8)
+            trained.grad += SPEED * self.strength * self._s * a * (1 - a) * free / free.sum().clamp_min(1e-8)
             inner = (self._s * embedding).clamp(-CLAMP_COSH, CLAMP_COSH)
-            embedding.grad *= LARGEST / self._s * (torch.cosh(inner) + 1) / (torch.cosh(embedding) + 1)
+            trained.grad *= LARGEST / self._s * (torch.cosh(inner) + 1) / (torch.cosh(embedding) + 1)
 
     @torch.no_grad()
     def after_step_(self, trunk: nn.Module) -> None:
         """Scale the update of each weight by what earlier tasks leave of it."""
         self.step += 1
-        self.embeddings[-1].clamp_(-CLAMP_EMBEDDING, CLAMP_EMBEDDING)
+        self.embeddings[-1].clamp_(-CLAMP_EMBEDDING / SPEED, CLAMP_EMBEDDING / SPEED)
         if len(self.embeddings) == 1:
             return
         for name, parameter in trunk.named_parameters():
@@ -118,7 +123,7 @@ class Attention(Guard):
             rows = _along(self.used[labels.rows], labels.row_dim, parameter)
             if labels.columns is not None:
                 rows = torch.minimum(rows, _along(self.used[labels.columns], labels.column_dim, parameter))
-            parameter.copy_(torch.lerp(self._before[name], parameter, 1 - rows))
+            torch.lerp(self._before[name], parameter, 1 - rows, out=parameter)
 
     @torch.no_grad()
     def learned_(self, network: GuardedNetwork, train: TensorExamples, index: int, *place: int | str) -> None:

@@ -14,7 +14,7 @@ from clnp.methods.guards import Guard, GuardedNetwork
 from clnp.sources import TensorExamples
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from clnp.config import LearnConfig
@@ -42,6 +42,7 @@ class Shared:
         self.heads = nn.ModuleList()
         self.n_classes: dict[str, int] = {}
         self.guard = guard.to(config.device)
+        self._view: tuple[int, Mapping[str, Tensor] | None] | None = None  # of the task that was asked about last
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -61,7 +62,7 @@ class Shared:
         work: Path | None = None,
     ) -> dict[str, Any]:
         """Train everything that the guard leaves free on one task."""
-        index = len(self.n_classes)
+        index, self._view = len(self.n_classes), None
         network = GuardedNetwork(self.trunk, self._head(index, n_classes).to(self.config.device), self.guard, index)
         self.guard.steps_per_epoch = max(len(train[1]) // self.config.batch_size_for(len(train[1])), 1)
         self.guard.begin_(self.trunk, index)
@@ -104,7 +105,9 @@ class Shared:
         head = self.heads[index if self.config.head == "multi" else 0]
         seen = parts(self.guard.context(to_device(x, self.config.device), index))
         self.trunk.eval()
-        view = self.guard.view(dict(self.trunk.named_parameters()), index)
+        if self._view is None or self._view[0] != index:
+            self._view = index, self.guard.view(dict(self.trunk.named_parameters()), index)
+        view = self._view[1]
         features = self.trunk(*seen) if view is None else functional_call(self.trunk, dict(view), seen)
         return head(features)[:, : self.n_classes[task]]
 
@@ -123,6 +126,7 @@ class Shared:
 
     def load(self, directory: Path) -> None:
         """Read the network that counts."""
+        self._view = None
         state = read_state(directory)
         if not state["n_classes"]:
             return

@@ -7,7 +7,8 @@ binary: :math:`c \in \{-1, 1\}^n`. complex: phases, :math:`y = \mathrm{Re}(W (e^
 part, twice as many numbers. rotation: an orthogonal matrix, :math:`y = W R_t x`.
 
 Reference: Cheung et al. 2019, equations 2 to 4. Departures: in a convolution the context acts on channels; the complex form takes the real part after each layer, so
-that nonlinearities are those of the network. Contexts are drawn from the seed and never stored.
+that nonlinearities are those of the network; contexts are not learned. Contexts are drawn from the seed and never stored. Biases and norms, which no context reaches, are kept
+for each task: vectors beside the matrices that all tasks share.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clnp import seeds
-from clnp.methods.guards import Guard, key
+from clnp.methods.guards import Guard, GuardedNetwork, key
 from clnp.methods.shared import Shared
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from clnp.config import LearnConfig
     from clnp.inputs import Inputs
+    from clnp.sources import TensorExamples
 
 
 class Contexts(Guard):
@@ -42,13 +44,18 @@ class Contexts(Guard):
         super().__init__()
         self.kind, self.seed = kind, seed
         self.imaginary = nn.ParameterDict()
+        self.vectors = nn.ModuleList()  # biases and norms of each task
         self._index = 0
         self._drawn: dict[tuple[str, int], Tensor] = {}
         self._hooked = False
         self._input: dict[str, Tensor] = {}
 
     def begin_(self, trunk: nn.Module, index: int) -> None:
-        """Watch every layer of the trunk."""
+        """Watch every layer of the trunk, and make room for the task's vectors."""
+        self.vectors.append(nn.Module())
+        for name, parameter in trunk.named_parameters():
+            if parameter.dim() <= 1:
+                self.vectors[index].register_buffer(key(name), parameter.detach().clone())
         if self._hooked:
             return
         self._hooked = True
@@ -67,6 +74,18 @@ class Contexts(Guard):
         """Take a note of whose turn it is."""
         self._index = index
         return x
+
+    @torch.no_grad()
+    def learned_(self, network: GuardedNetwork, train: TensorExamples, index: int, *place: int | str) -> None:
+        """Keep the task's vectors: later tasks train them on."""
+        for name, parameter in network.trunk.named_parameters():
+            if parameter.dim() <= 1:
+                self.vectors[index].get_buffer(key(name)).copy_(parameter)
+
+    def view(self, parameters: Mapping[str, Tensor], index: int) -> Mapping[str, Tensor]:
+        """Return the matrices of all tasks with the vectors of one."""
+        kept = dict(self.vectors[index].named_buffers())
+        return {name: kept.get(key(name), parameter) for name, parameter in parameters.items()}
 
     def drawn(self, name: str, n: int) -> Tensor:
         """Return the context of the present task for a layer that reads n channels: (n,), or (n, n) for a rotation."""

@@ -10,13 +10,16 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import clnp
 from clnp import training
 from clnp.config import LearnConfig
 from clnp.errors import DataError, TrainingError
 from clnp.sources import StreamExamples, TensorExamples
 from clnp.split import Head, split
 from clnp.wiring import trace
+from small import SHAPE, network
 from test_narrow import state_of
+from test_work import noisy
 
 CPU = torch.device("cpu")
 N = 60
@@ -135,6 +138,25 @@ def test_images_are_given_channels_last_where_it_is_asked_for(data):
     assert all(after)
     for name in plain:
         assert torch.allclose(plain[name], changed[name], atol=1e-4), name
+
+
+def test_selection_sees_images_as_training_does(monkeypatch):
+    """What is measured while units are selected, in the memory format of training; what is committed is measured as users predict."""
+    asked = {True: [], False: []}  # in training, without gradient
+    given = training.batches
+
+    def batches(*arguments, channels_last=False, **named):
+        asked[torch.is_grad_enabled()].append(channels_last)
+        return given(*arguments, channels_last=channels_last, **named)
+
+    monkeypatch.setattr(training, "batches", batches)
+    learner = clnp.Learner(network("vgg"), torch.zeros(2, *SHAPE))
+    settings = LearnConfig(epochs=1, rounds=1, finetune_epochs=0, batch_size=30, channels_last=True)
+    learner.learn("one", *noisy(), config=settings)
+    assert all(asked[True])
+    assert len(asked[False]) > 2
+    assert all(asked[False][:-1])
+    assert not asked[False][-1], "the predictor, at commit"
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])

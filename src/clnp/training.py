@@ -284,16 +284,18 @@ def add_l1_(weights: Sequence[nn.Parameter], l1: float) -> None:
 
 
 @torch.no_grad()
-def n_correct(network: nn.Module, data: TensorExamples, kept: tuple[Tensor, ...] | None = None) -> int:
+def n_correct(network: nn.Module, data: TensorExamples, kept: tuple[Tensor, ...] | None = None, *, channels_last: bool = False) -> int:
     """Count the examples whose largest logit is that of their label. With `kept`, the network is a `SplitNetwork`."""
-    return n_correct_and_finite(network, data, kept)[0]
+    return n_correct_and_finite(network, data, kept, channels_last=channels_last)[0]
 
 
 @torch.no_grad()
-def n_correct_and_finite(network: nn.Module, data: TensorExamples, kept: tuple[Tensor, ...] | None = None) -> tuple[int, int]:
+def n_correct_and_finite(
+    network: nn.Module, data: TensorExamples, kept: tuple[Tensor, ...] | None = None, *, channels_last: bool = False
+) -> tuple[int, int]:
     """Count the correct answers, see `n_correct`, and those whose logits are all finite: weights may be, while a statistic has overflown."""
     correct = n_finite = 0
-    for logits, y in answers(network, data, kept):
+    for logits, y in answers(network, data, kept, channels_last=channels_last):
         finite = torch.isfinite(logits).all(1)
         # An answer that is not a number is wrong, whatever argmax makes of it.
         correct, n_finite = correct + int(((logits.argmax(1) == y) & finite).sum()), n_finite + int(finite.sum())
@@ -301,21 +303,25 @@ def n_correct_and_finite(network: nn.Module, data: TensorExamples, kept: tuple[T
 
 
 @torch.no_grad()
-def answers(network: nn.Module, data: TensorExamples, kept: tuple[Tensor, ...] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+def answers(
+    network: nn.Module, data: TensorExamples, kept: tuple[Tensor, ...] | None = None, *, channels_last: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (logits, y) batch by batch. With `kept`, the network is a `SplitNetwork`."""
     network.eval()
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    for x, y, meets in batches(data, kept, EVALUATION_BATCH, device):
+    for x, y, meets in batches(data, kept, EVALUATION_BATCH, device, channels_last=channels_last):
         stopping.check()
         # A predictor takes one argument for each input, as the user's own network does.
         yield network(*parts(x)) if isinstance(network, fx.GraphModule) else network(x) if meets is None else network(x, meets), y
 
 
 @torch.no_grad()
-def hardest(network: nn.Module, data: TensorExamples, kept: tuple[Tensor, ...] | None, share: float) -> Tensor:
+def hardest(
+    network: nn.Module, data: TensorExamples, kept: tuple[Tensor, ...] | None, share: float, *, channels_last: bool = False
+) -> Tensor:
     """Return the places of the examples that a network gets wrong, and of those that it is least sure of, so large a share of all."""
     leads: list[Tensor] = []
-    for logits, y in answers(network, data, kept):
+    for logits, y in answers(network, data, kept, channels_last=channels_last):
         right = F.one_hot(y, logits.shape[1]).bool()
         leads.append((logits[right] - logits.masked_fill(right, -torch.inf).amax(1)).nan_to_num(-torch.inf).cpu())
     lead = torch.cat(leads)

@@ -78,11 +78,11 @@ def norms_not_estimated_again(patch):
     """The batch norm of the narrowed network keeps moving after it was measured."""
     real = clnp.pruning.n_correct
 
-    def moving(network, *args):
+    def moving(network, *args, **named):
         for module in network.modules():
             if isinstance(module, PoolNorm):
                 module.estimating, module.n_batches = True, 1
-        return real(network, *args)
+        return real(network, *args, **named)
 
     patch.setattr(clnp.pruning, "n_correct", moving)
 

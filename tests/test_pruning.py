@@ -87,7 +87,9 @@ def test_the_screen_looks_at_few_examples_and_answers_no_less_than_all_of_them(m
     asked, looked_at = [], []
     counted = clnp.pruning.n_correct
     monkeypatch.setattr(
-        clnp.pruning, "n_correct", lambda network, data, *rest: looked_at.append(len(data)) or counted(network, data, *rest)
+        clnp.pruning,
+        "n_correct",
+        lambda network, data, *rest, **named: looked_at.append(len(data)) or counted(network, data, *rest, **named),
     )
 
     def select(scores, visible, measure, *, correct, allowed, may_empty, screen):

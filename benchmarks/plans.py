@@ -152,6 +152,17 @@ EXPERIMENTS: dict[str, Experiment] = {
             Entry("clnp, single head, twice as wide", "clnp", {"head": "single"}, seeds=1, model="zenke-wide"),
         ),
     ),
+    **{
+        f"split-cifar100-{n_tasks}": Experiment(
+            f"Split CIFAR-100, {n_tasks} tasks, ResNet-18 with a third of the filters",
+            f"split-cifar100-{n_tasks}x{100 // n_tasks}",
+            "resnet18-narrow",
+            n_tasks,
+            {**TEN, **IMAGES, "lr": 1e-3, "batch_size": 32},
+            tuple(Entry(method, method, {}, seeds=1) for method in ("clnp", "packnet", "hat", "wsn", "single")),
+        )
+        for n_tasks in (10, 20)
+    },
     "mixed": Experiment(
         "Fashion-MNIST, MNIST and CIFAR-10, 15 tasks of two classes, five orders",
         "mixed",

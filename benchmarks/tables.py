@@ -100,21 +100,31 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     )
 
 
+def written_forgetting(runs: list[Run]) -> str:
+    """Return the mean forgetting in points; "0" where no accuracy has changed at all."""
+    forgetting = [run["forgetting"] for run in runs]
+    return spread(forgetting) if any(forgetting) else "0"
+
+
+def written_fullest(runs: list[Run]) -> str:
+    """Return how full the fullest layer of any run is; nothing for methods that own no units."""
+    shares = [share for run in runs if (share := fullest(run["capacity"])) is not None]
+    return f"{100 * max(shares):.0f} %" if shares else ""
+
+
 def main_table(name: str) -> str:
     """Return the table of an experiment in the order of the plan, a row an entry."""
     rows, entries = found(name), {entry.label: entry for entry in EXPERIMENTS[name].entries}
     best = max(rows, key=lambda label: mean([run["average_accuracy"] for run in rows[label]]))
     lines: list[list[object]] = []
     for label, runs in rows.items():
-        forgetting = [run["forgetting"] for run in runs]
-        full = [share for run in runs if (share := fullest(run["capacity"])) is not None]
         lines.append(
             [
                 label,
                 spread([run["average_accuracy"] for run in runs]),
                 spread([just_learned(run) for run in runs]),
-                spread(forgetting) if any(forgetting) else "0",
-                f"{100 * max(full):.0f} %" if full else "",
+                written_forgetting(runs),
+                written_fullest(runs),
                 f"{mean([sum(run['cpu_seconds_per_task']) for run in runs]):,.0f} s",
                 "" if label == best else written_p(rows[best], runs),
                 entries[label].published,
@@ -140,10 +150,13 @@ def paper_table() -> str:
     rows, entries = found("permuted-mnist"), {entry.label: entry for entry in EXPERIMENTS["permuted-mnist"].entries}
     lines: list[list[object]] = []
     for label, name in PAPER.items():
-        runs = rows.get(label, [])
-        ours = spread([run["average_accuracy"] for run in runs]) if runs else "not run yet"
-        lines.append([name, entries[label].published.split(" (")[0], ours, len(runs)])
-    return markdown(["method", "the paper, %", "here, %", "seeds"], lines)
+        runs, published = rows.get(label, []), entries[label].published.split(" (")[0]
+        if runs:
+            ours = spread([run["average_accuracy"] for run in runs])
+            lines.append([name, published, ours, written_forgetting(runs), written_fullest(runs), len(runs)])
+        else:
+            lines.append([name, published, "not run yet", "", "", 0])
+    return markdown(["method", "the paper, %", "here, %", "forgetting, points", "fullest layer", "seeds"], lines)
 
 
 def per_task(name: str) -> str:

@@ -169,6 +169,12 @@ def test_the_paper_s_table_stands_in_the_readme():
     assert tables.paper_table() in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def test_a_row_of_the_paper_that_was_not_run_says_so(tiny, monkeypatch):
+    monkeypatch.setattr(tables, "PAPER", {"finetune": "plain", "fine, slow": "slow"})
+    monkeypatch.setattr(tables, "EXPERIMENTS", {"permuted-mnist": TINY})
+    assert tables.paper_table().splitlines()[2:] == ["| plain |  | not run yet |  |  | 0 |", "| slow | 50.0 | not run yet |  |  | 0 |"]
+
+
 def test_a_marked_table_is_filled_and_the_rest_stays(tiny):
     assert reproduce.run(["tiny"], None, tiny / "runs", 2, None) == 0
     table = tables.main_table("tiny")

@@ -381,7 +381,7 @@ def test_a_process_that_gets_sigterm_from_outside_exits_in_order(give, through, 
 
 def test_evaluation_is_stopped_between_batches(monkeypatch):
     seen = []
-    monkeypatch.setattr(training, "batches", lambda *_: ((seen.append(1), None, None) for _ in range(3)))
+    monkeypatch.setattr(training, "batches", lambda *_, **__: ((seen.append(1), None, None) for _ in range(3)))
     monkeypatch.setattr(stopping, "_asked", [signal.SIGTERM])
     with pytest.raises(stopping.Stopped):
         training.n_correct(torch.nn.Linear(1, 1), None)

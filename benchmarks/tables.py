@@ -93,11 +93,8 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     |---|---|
     | 1 |  |
     """
-    return "\n".join(
-        ["| " + " | ".join(map(str, row)) + " |" for row in [head]]
-        + ["|" + "---|" * len(head)]
-        + ["| " + " | ".join(map(str, row)) + " |" for row in rows]
-    )
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
 
 
 def written_forgetting(runs: list[Run]) -> str:
@@ -181,7 +178,7 @@ def layers(runs: list[Run]) -> str:
         n, tasks = first["n_units"], runs[0]["tasks"]
         claimed = [[run["capacity"][group]["claimed"][task] / n for task in tasks] for run in runs]
         reused = [
-            [run["capacity"][group]["reused"][task] / max(sum(run["capacity"][group]["claimed"][other] for other in tasks[:k]), 1)]
+            run["capacity"][group]["reused"][task] / max(sum(run["capacity"][group]["claimed"][other] for other in tasks[:k]), 1)
             for run in runs
             for k, task in enumerate(tasks)
             if k > 0
@@ -192,7 +189,7 @@ def layers(runs: list[Run]) -> str:
                 n,
                 f"{100 * mean([row[0] for row in claimed]):.0f} %",
                 f"{100 * mean([mean(row[1:]) for row in claimed]):.1f} %",
-                f"{100 * mean([share for row in reused for share in row]):.0f} %",
+                f"{100 * mean(reused):.0f} %",
                 f"{100 * mean([sum(row) for row in claimed]):.0f} %",
             ]
         )

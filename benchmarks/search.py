@@ -132,7 +132,7 @@ SEARCHES: dict[str, Search] = {
         "permuted-mnist", "si", 10, {f"strength {c}": {"strength": c, "damping": 0.1} for c in (0.03, 0.1, 0.3, 1.0)}, BFLOAT
     ),
     "permuted-mnist-superposition": Search("permuted-mnist", "superposition", 10, _values("lr", 2e-4, 5e-4, 1e-3), BFLOAT),
-    "permuted-mnist-hat": Search("permuted-mnist", "hat", 10, _values("strength", 0.1, 0.75, 2.0), BFLOAT),
+    "permuted-mnist-hat": Search("permuted-mnist", "hat", 10, _values("strength", 0.75, 0.1, 2.0), BFLOAT),
     "permuted-mnist-packnet": Search("permuted-mnist", "packnet", 10, _values("share", 0.1, 0.2), BFLOAT),
     "permuted-mnist-wsn": Search("permuted-mnist", "wsn", 10, _values("share", 0.1, 0.3), BFLOAT),
     # Fifty tasks have to fit: two units of a hundred a task.

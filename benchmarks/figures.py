@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import PercentFormatter
 
 from plans import ABLATIONS, EXPERIMENTS
-from tables import Rows, Run, forecasts, found, fullest, mean
+from tables import Rows, Run, forecasts, found, full_after, fullest, mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,9 +100,10 @@ def long_run(run: Run) -> Figure:
         middle.plot(after, claimed, color=colour, label=f"{group}: claimed")
         middle.plot(after, read, ":", color=colour, label=f"{group}: read by the task")
     middle.set(ylabel="share of the layer")
-    told = [(n, n + more) for n, more in zip(after, forecasts(run), strict=True) if more is not None]
-    below.plot(*zip(*told, strict=True), color=COLOURS[5], label="forecast of all tasks that fit")
-    below.axhline(n_tasks, color=OURS, lw=1, label="tasks that were learned")
+    told = [(n, n + more) for n, more in zip(after, forecasts(run), strict=True) if more is not None and n < full_after(run)]
+    below.plot(*zip(*told, strict=True), color=COLOURS[5], label="forecast: tasks until a layer is full")
+    below.axhline(full_after(run), color=OURS, lw=1, label="what came")
+    below.set_ylim(bottom=0)
     below.set(ylabel="tasks", xlabel="tasks learned")
     for axes in (above, middle):
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))

@@ -211,9 +211,17 @@ def forecasts(run: Run) -> list[int | None]:
     return result
 
 
+def full_after(run: Run) -> int:
+    """Return after how many tasks some layer had no free unit left; all tasks, if none was full."""
+    for n_learned in range(1, len(run["tasks"]) + 1):
+        if any(sum(units["claimed"][task] for task in run["tasks"][:n_learned]) >= units["n_units"] for units in run["capacity"].values()):
+            return n_learned
+    return len(run["tasks"])
+
+
 def course(run: Run, every: int = 5) -> str:
     """Return how a long run went: accuracies, room and forecast after every few tasks."""
-    n_tasks, forecast_after = len(run["tasks"]), forecasts(run)
+    n_tasks, forecast_after, full = len(run["tasks"]), forecasts(run), full_after(run)
     lines: list[list[object]] = []
     for after in sorted({1, *range(every, n_tasks + 1, every), n_tasks}):
         rows = run["accuracy_matrix"]
@@ -227,8 +235,7 @@ def course(run: Run, every: int = 5) -> str:
                 f"{100 * rows[after - 1][after - 1]:.2f} %",
                 f"{100 * mean(rows[after - 1][:after]):.2f} %",
                 *(f"{100 * share:.0f} %" for share in claimed.values()),
-                forecast_after[after - 1],
-                n_tasks - after,
+                *((forecast_after[after - 1], full - after) if after < full else ("", "")),  # a forecast leaves full layers out
                 f"{run['cpu_seconds_per_task'][after - 1]:.0f} s",
             ]
         )
@@ -239,8 +246,8 @@ def course(run: Run, every: int = 5) -> str:
             "accuracy of the newest",
             "mean so far",
             *groups,
-            "forecast: tasks more",
-            "learned after that",
+            "forecast: tasks before a layer is full",
+            "what came",
             "CPU time of the task",
         ],
         lines,

@@ -219,6 +219,12 @@ def test_the_course_of_a_run_sets_the_forecast_beside_what_came():
     rows = tables.course(RUN, every=2).splitlines()[2:]
     assert rows[0] == "| 1 | 90.00 % | 90.00 % | 40 % | 40 % | 1 | 2 | 1 s |"
     assert [row.split(" | ")[0] for row in rows] == ["| 1", "| 2", "| 3"]
+    early = {"n_units": 4, "free": 0, "claimed": {"a": 3, "b": 1, "c": 0}, "reused": {"a": 0, "b": 0, "c": 1}}
+    full = {**RUN, "capacity": {"early": early}}
+    assert tables.full_after(full) == 2
+    rows = tables.course(full, every=2).splitlines()[2:]
+    assert rows[0] == "| 1 | 90.00 % | 90.00 % | 75 % | 0 | 1 | 1 s |"
+    assert rows[1:] == ["| 2 | 80.00 % | 85.00 % | 100 % |  |  | 2 s |", "| 3 | 70.00 % | 80.00 % | 100 % |  |  | 3 s |"]
 
 
 def test_what_was_reached_counts_even_if_it_was_forgotten():

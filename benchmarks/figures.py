@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import PercentFormatter
 
 from plans import ABLATIONS, EXPERIMENTS
-from tables import Rows, Run, forecasts, found, full_after, fullest, mean
+from tables import Rows, Run, claimed_so_far, forecasts, found, full_after, fullest, mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,15 +94,16 @@ def long_run(run: Run) -> Figure:
     above.plot(after, so_far([run]), color=OURS, label="mean over all tasks so far")
     above.set(ylabel="test accuracy", title=EXPERIMENTS["permuted-mnist-50"].title)
     below.xaxis.get_major_locator().set_params(integer=True)
+    claimed = claimed_so_far(run)
     for colour, (group, units) in zip(COLOURS, run["capacity"].items(), strict=False):
-        claimed = [sum(units["claimed"][task] for task in run["tasks"][:n]) / units["n_units"] for n in after]
         read = [(units["claimed"][task] + units["reused"][task]) / units["n_units"] for task in run["tasks"]]
-        middle.plot(after, claimed, color=colour, label=f"{group}: claimed")
+        middle.plot(after, claimed[group], color=colour, label=f"{group}: claimed")
         middle.plot(after, read, ":", color=colour, label=f"{group}: read by the task")
     middle.set(ylabel="share of the layer")
-    told = [(n, n + more) for n, more in zip(after, forecasts(run), strict=True) if more is not None and n < full_after(run)]
+    full_at = full_after(run)
+    told = [(n, n + more) for n, more in zip(after, forecasts(run), strict=True) if more is not None and n < full_at]
     below.plot(*zip(*told, strict=True), color=COLOURS[5], label="forecast: tasks until a layer is full")
-    below.axhline(full_after(run), color=OURS, lw=1, label="what came")
+    below.axhline(full_at, color=OURS, lw=1, label="what came")
     below.set_ylim(bottom=0)
     below.set(ylabel="tasks", xlabel="tasks learned")
     for axes in (above, middle):

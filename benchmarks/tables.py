@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from itertools import accumulate
 from pathlib import Path
 from statistics import stdev
 from typing import TYPE_CHECKING, Any
@@ -211,30 +212,32 @@ def forecasts(run: Run) -> list[int | None]:
     return result
 
 
+def claimed_so_far(run: Run) -> dict[str, list[float]]:
+    """Return, for each layer, the share of its units that is claimed after each task."""
+    return {
+        group: [claimed / units["n_units"] for claimed in accumulate(units["claimed"][task] for task in run["tasks"])]
+        for group, units in run["capacity"].items()
+    }
+
+
 def full_after(run: Run) -> int:
     """Return after how many tasks some layer had no free unit left; all tasks, if none was full."""
-    for n_learned in range(1, len(run["tasks"]) + 1):
-        if any(sum(units["claimed"][task] for task in run["tasks"][:n_learned]) >= units["n_units"] for units in run["capacity"].values()):
-            return n_learned
-    return len(run["tasks"])
+    fullest_after = [max(shares) for shares in zip(*claimed_so_far(run).values(), strict=True)]
+    return next((n for n, share in enumerate(fullest_after, start=1) if share == 1), len(fullest_after))
 
 
 def course(run: Run, every: int = 5) -> str:
     """Return how a long run went: accuracies, room and forecast after every few tasks."""
-    n_tasks, forecast_after, full = len(run["tasks"]), forecasts(run), full_after(run)
+    n_tasks, claimed, forecast_after, full = len(run["tasks"]), claimed_so_far(run), forecasts(run), full_after(run)
     lines: list[list[object]] = []
     for after in sorted({1, *range(every, n_tasks + 1, every), n_tasks}):
         rows = run["accuracy_matrix"]
-        claimed = {
-            group: sum(units["claimed"][task] for task in run["tasks"][:after]) / units["n_units"]
-            for group, units in run["capacity"].items()
-        }
         lines.append(
             [
                 after,
                 f"{100 * rows[after - 1][after - 1]:.2f} %",
                 f"{100 * mean(rows[after - 1][:after]):.2f} %",
-                *(f"{100 * share:.0f} %" for share in claimed.values()),
+                *(f"{100 * shares[after - 1]:.0f} %" for shares in claimed.values()),
                 *((forecast_after[after - 1], full - after) if after < full else ("", "")),  # a forecast leaves full layers out
                 f"{run['cpu_seconds_per_task'][after - 1]:.0f} s",
             ]

@@ -336,6 +336,26 @@ def test_hats_attention_is_annealed_within_an_epoch_and_sparse_by_its_penalty():
     torch.testing.assert_close(trained.grad, SPEED * 400 * unscaled)  # cosh(s e) over cosh(e) is 1 where s is
 
 
+def test_hat_keeps_each_task_s_statistics_of_norms():
+    def trunk():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(3, 32), nn.BatchNorm1d(32), nn.ReLU())
+
+    method = METHODS["hat"](trunk, torch.zeros(2, 3), LearnConfig(epochs=3, rounds=1, finetune_epochs=0, batch_size=16), 0)
+    method.learn("one", (X, Y), (X, Y), 2, lambda _: None)
+    mean = method.trunk[1].running_mean.clone()
+    method.learn("two", (3 * X + 5, Y), (3 * X + 5, Y), 2, lambda _: None)
+    parameters = dict(method.trunk.named_parameters())
+    assert not torch.allclose(method.trunk[1].running_mean, mean)
+    assert torch.equal(method.guard.view(parameters, 0)["1.running_mean"], mean)
+    assert torch.equal(method.guard.view(parameters, 1)["1.running_mean"], method.trunk[1].running_mean)
+    with torch.no_grad():
+        answers = method.predict(X, "one")
+        method.trunk[1].running_mean.add_(1.0)
+    method._view = None
+    assert torch.equal(method.predict(X, "one"), answers), "the trunk's own are not those of the task"
+
+
 @pytest.mark.parametrize("name", ["packnet", "wsn"])
 def test_masks_keep_old_answers_bit_for_bit(name):
     def trunk():

@@ -9,6 +9,7 @@ Reference: Serra et al. 2018. Departures: units are those of our wiring, so that
 understands will do; attention multiplies a unit's weights and bias, which for ReLU and linear layers is to multiply its output; the update is
 scaled, not the gradient, for Adam would undo the scaling of a gradient. Adam moves every parameter by about the learning rate in a step, however large
 its gradient; with the few and large steps of our training an embedding would hardly move from where it was drawn. So what is trained is e / 10.
+Each task keeps its own running statistics of batch norms, which no attention shields.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from clnp import seeds
-from clnp.methods.guards import Guard, GuardedNetwork
+from clnp.methods.guards import Guard, GuardedNetwork, key
 from clnp.methods.shared import Shared
 from clnp.wiring import trace
 
@@ -56,10 +57,12 @@ class Attention(Guard):
         super().__init__()
         self.wiring, self.strength, self.seed = wiring, strength, seed
         self.embeddings = nn.ParameterList()  # e / SPEED
+        self.statistics = nn.ModuleList()  # of norms, as each task left them
         used = torch.zeros(wiring.n_units + 1)
         used[-1] = 1.0
         self.register_buffer("used", used)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self._left: dict[str, Tensor] = {}  # name -> how much of its updates earlier tasks leave
         self._before: dict[str, Tensor] = {}
         self._s = LARGEST
 
@@ -69,7 +72,22 @@ class Attention(Guard):
             embedding.requires_grad_(False)
         values = torch.randn(self.wiring.n_units, generator=seeds.generator(self.seed, "task", index, "embedding"))
         self.embeddings.append(nn.Parameter(values.to(self.used.device) / SPEED))
+        self.statistics.append(nn.Module())
+        for name, buffer in _statistics(trunk).items():
+            self.statistics[-1].register_buffer(key(name), buffer.clone())
         self.step.zero_()
+        if index:
+            self._left = {name: self._left_of(name, parameter) for name, parameter in trunk.named_parameters()}
+            self._before = {name: torch.empty_like(parameter) for name, parameter in trunk.named_parameters()}
+
+    def _left_of(self, name: str, parameter: Tensor) -> Tensor:
+        labels = self.wiring.parameters.get(name)
+        if labels is None:
+            return torch.zeros((), device=self.used.device)
+        used = _along(self.used[labels.rows], labels.row_dim, parameter)
+        if labels.columns is not None:
+            used = torch.minimum(used, _along(self.used[labels.columns], labels.column_dim, parameter))
+        return 1 - used
 
     def attention(self, index: int, s: float) -> Tensor:
         """Return a, (n_units + 1,)."""
@@ -91,13 +109,14 @@ class Attention(Guard):
         return self._masked(parameters, self.attention(len(self.embeddings) - 1, self._s))
 
     def view(self, parameters: Mapping[str, Tensor], index: int) -> Mapping[str, Tensor]:
-        """Return weights times the attention of a task."""
-        return self._masked(parameters, self.attention(index, LARGEST))
+        """Return weights times the attention of a task, and its statistics."""
+        statistics = {name.replace("/", "."): buffer for name, buffer in self.statistics[index].named_buffers()}
+        return {**self._masked(parameters, self.attention(index, LARGEST)), **statistics}
 
     def before_step_(self, trunk: nn.Module) -> None:
         """Add the gradient of the sparsity term, and rescale that of the embedding."""
-        if len(self.embeddings) > 1:
-            self._before = {name: parameter.detach().clone() for name, parameter in trunk.named_parameters()}
+        for name, before in self._before.items():
+            before.copy_(trunk.get_parameter(name).detach())
         trained = self.embeddings[-1]
         assert trained.grad is not None
         free = 1 - self.used[:-1]
@@ -113,22 +132,21 @@ class Attention(Guard):
         """Scale the update of each weight by what earlier tasks leave of it."""
         self.step += 1
         self.embeddings[-1].clamp_(-CLAMP_EMBEDDING / SPEED, CLAMP_EMBEDDING / SPEED)
-        if len(self.embeddings) == 1:
-            return
-        for name, parameter in trunk.named_parameters():
-            labels = self.wiring.parameters.get(name)
-            if labels is None:
-                parameter.copy_(self._before[name])
-                continue
-            rows = _along(self.used[labels.rows], labels.row_dim, parameter)
-            if labels.columns is not None:
-                rows = torch.minimum(rows, _along(self.used[labels.columns], labels.column_dim, parameter))
-            torch.lerp(self._before[name], parameter, 1 - rows, out=parameter)
+        for name, before in self._before.items():
+            parameter = trunk.get_parameter(name)
+            torch.lerp(before, parameter, self._left[name], out=parameter)
 
     @torch.no_grad()
     def learned_(self, network: GuardedNetwork, train: TensorExamples, index: int, *place: int | str) -> None:
-        """Add what the task uses to what is used."""
+        """Add what the task uses to what is used, and keep its statistics."""
         self.used.copy_(torch.maximum(self.used, self.attention(index, LARGEST)))
+        for name, buffer in _statistics(network.trunk).items():
+            self.statistics[index].get_buffer(key(name)).copy_(buffer)
+
+
+def _statistics(trunk: nn.Module) -> dict[str, Tensor]:
+    """Return the running statistics of a trunk's norms by their names."""
+    return {name: buffer for name, buffer in trunk.named_buffers() if name.rpartition(".")[2].startswith("running_")}
 
 
 def _along(values: Tensor, dim: int, like: Tensor) -> Tensor:

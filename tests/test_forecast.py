@@ -59,6 +59,21 @@ def test_only_the_latest_tasks_count():
 def test_a_group_that_recent_tasks_do_not_touch_does_not_limit():
     found = forecast(allocation({"a": 10, "b": 10}, {"a": 5, "b": 10}, {"a": 1, "b": 0}, {"a": 1, "b": 0}, {"a": 1, "b": 0}))
     assert (found.tasks, found.limiting_group) == (2, "a")
+    assert found.assumption.endswith("; there is no room in 'b', where it reads what earlier tasks claimed")
+
+
+@pytest.mark.parametrize(("n", "is_full"), [(12, True), (14, True), (15, False), (100, False)])
+def test_a_group_with_less_free_than_a_task_takes_is_full_when_it_is_left_alone(n, is_full):
+    claims = [{"a": 1, "b": 4}, {"a": 1, "b": 8}, *({"a": 1, "b": 0} for _ in range(RECENT))]
+    found = forecast(allocation({"a": 20, "b": n}, *claims))
+    assert ("no room in 'b'" in found.assumption) == is_full  # 12 units of 5 tasks: 2.4 a task
+    assert found.tasks == 15
+
+
+def test_a_group_that_is_nearly_full_but_taken_from_still_limits():
+    found = forecast(allocation({"a": 5}, {"a": 4}))
+    assert (found.tasks, found.limiting_group) == (0, "a")
+    assert "no room" not in found.assumption
 
 
 def test_nothing_limits_when_nothing_is_claimed():

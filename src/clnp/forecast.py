@@ -33,7 +33,7 @@ def forecast(allocation: Allocation, groups: Collection[str] | None = None) -> F
 
     The next tasks are assumed to claim in each group what the latest tasks claimed on average. Later tasks tend to claim
     less, since they find more to reuse; so the number tends to be low. When a group is full, tasks still can be learned
-    across it by reuse; `CapacityError` comes only when all are full.
+    across it by reuse; `CapacityError` comes only when all are full. A full group limits nothing any more, and is named in the assumption.
 
     Args:
         allocation: who owns what.
@@ -47,7 +47,15 @@ def forecast(allocation: Allocation, groups: Collection[str] | None = None) -> F
     fits = {group: allocation.n_free(group) * len(recent) // claimed for group, claimed in n.items() if claimed > 0}
     which = "the latest task" if len(recent) == 1 else f"the latest {len(recent)} tasks on average"
     assumption = f"each further task claims as many units per group as {which} ({', '.join(recent)})"
+    full = [f"'{group}'" for group, claimed in n.items() if claimed == 0 and _is_full(allocation, group)]
+    if full:
+        assumption += f"; there is no room in {', '.join(full)}, where it reads what earlier tasks claimed"
     if not fits:
         return Forecast(None, None, assumption)
     tightest = min(fits, key=lambda group: fits[group])
     return Forecast(fits[tightest], tightest, assumption)
+
+
+def _is_full(allocation: Allocation, group: str) -> bool:
+    """Tell whether fewer units are free than a task claimed on average: a few may be left for ever."""
+    return allocation.n_free(group) * len(allocation.tasks) < sum(allocation.n_claimed(task, group) for task in allocation.tasks)

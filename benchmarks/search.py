@@ -133,6 +133,32 @@ SEARCHES: dict[str, Search] = {
     "permuted-mnist-superposition": Search("permuted-mnist", "superposition", 10, _values("lr", 2e-4, 5e-4, 1e-3), DENSE),
     "permuted-mnist-hat": Search("permuted-mnist", "hat", 10, _values("strength", 0.75, 0.1, 2.0), DENSE),
     "permuted-mnist-packnet": Search("permuted-mnist", "packnet", 10, _values("share", 0.1, 0.2), DENSE),
+    # The whole budget of the table on one task: how much of it after pruning.
+    "permuted-mnist-packnet-epochs": Search(
+        "permuted-mnist",
+        "packnet",
+        1,
+        {
+            "6 epochs + 4": {"epochs": 6, "finetune_epochs": 2},
+            "4 epochs + 6": {"epochs": 4, "finetune_epochs": 3},
+            "2 epochs + 8": {"epochs": 2, "finetune_epochs": 4},
+            "4 epochs + 6, share 0.2": {"epochs": 4, "finetune_epochs": 3, "share": 0.2},
+            "4 epochs + 6, batch 256": {"epochs": 4, "finetune_epochs": 3, "batch_size": 256},
+        },
+        {**DENSE, "share": 0.1},
+    ),
+    "permuted-mnist-hat-steps": Search(
+        "permuted-mnist",
+        "hat",
+        1,
+        {
+            "batch 512": {"batch_size": 512},
+            "batch 256": {"batch_size": 256},
+            "batch 256, lr 1e-3": {"batch_size": 256, "lr": 1e-3},
+            "batch 256, c 0.1": {"batch_size": 256, "strength": 0.1},
+        },
+        {**DENSE, "epochs": 6, "finetune_epochs": 2},
+    ),
     "permuted-mnist-wsn": Search("permuted-mnist", "wsn", 10, _values("share", 0.1, 0.3), DENSE),
     # Fifty tasks have to fit: two units of a hundred a task.
     "permuted-mnist-50": Search(

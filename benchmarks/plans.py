@@ -94,8 +94,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             Entry("ewc", "ewc", {"strength": 10_000.0}, "97.0"),
             Entry("si", "si", {"damping": 0.1}, "97.2"),
             Entry("superposition", "superposition", {}, "97.6"),
-            # What is pruned to so few weights at once needs epochs after it.
-            Entry("packnet", "packnet", {"share": 0.15, "epochs": 4, "finetune_epochs": 3}),
+            Entry("packnet", "packnet", {"share": 0.15}),
             # Attention is annealed in each epoch, and needs the steps.
             Entry("hat", "hat", {"batch_size": 256}, "98.6 (up to 200 epochs)"),
             Entry("wsn", "wsn", {}),

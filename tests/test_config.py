@@ -23,6 +23,8 @@ BAD = [
     ("epochs", 1.5),
     ("epochs", None),
     ("epochs", "many"),
+    ("claim_weight", 0),
+    ("claim_weight", 1.5),
     ("batch_size", 0),
     ("batch_size", 1),
     ("optimizer", "lion"),

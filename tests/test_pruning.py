@@ -121,6 +121,28 @@ def nothing_released(scores, visible, measure, *, correct, allowed, may_empty, s
     return Selection(dict(visible), correct, 0)
 
 
+def test_free_units_are_released_before_claimed_ones_that_matter_a_little_more(monkeypatch):
+    """Both networks are trained alike; what differs is how much a free unit counts when the two kinds are put in one order."""
+    seen = {}
+
+    def select(scores, visible, measure, **settings):
+        seen.update({group: values.clone() for group, values in scores.items()})
+        return nothing_released(scores, visible, measure, **settings)
+
+    monkeypatch.setattr(clnp.pruning, "select", select)
+    scores = {}
+    for weight in (1.0, 0.3):
+        learner = new()
+        learn(learner, Watch(monkeypatch, 0), "first", pool=0.5)
+        free = {group: owner < 0 for group, owner in learner.allocation.owner.items()}
+        learn(learner, Watch(monkeypatch, 1), "second", pool=0.5, rounds=1, claim_weight=weight)
+        scores[weight] = dict(seen)
+    assert any(bool(is_free.any() and (~is_free).any()) for is_free in free.values())
+    for group, is_free in free.items():
+        assert torch.equal(scores[0.3][group], torch.where(is_free, 0.3, 1.0) * scores[1.0][group])
+        assert (scores[1.0][group] > 0).any()
+
+
 @pytest.mark.parametrize("network", small.NETWORKS)
 @pytest.mark.parametrize("settings", [{"rounds": 1, "finetune_epochs": 0}, {"rounds": 2, "finetune_epochs": 0}, {"rounds": 2}], ids=str)
 def test_the_margin_holds_and_is_told(network, settings, monkeypatch):

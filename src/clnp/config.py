@@ -41,9 +41,12 @@ class LearnConfig(BaseModel):
     margin: float = Field(0.002, ge=0, lt=1, description="validation accuracy a task may give up, once, to leave room; 0.002 is 0.2 points")
     pool: Literal["all"] | int | float = Field(
         0.25,
-        description="free units a task may train in, per group: 'all', a count, or a fraction of the group; 0 trains a head on reused units alone",
+        description="free units a task may train in, per group: 'all', a count, or a fraction of them; 0 trains a head on reused units alone",
     )
     criterion: Criterion = Field("activity-weight", description="the importance of a unit, see clnp.importance.CRITERIA")
+    claim_weight: float = Field(
+        0.3, gt=0, le=1, description="what the importance of a free unit counts beside that of a claimed one: below 1, a task rather reuses than claims"
+    )
     rounds: int = Field(2, ge=1, description="rounds of pruning; between two rounds the survivors train on")
     finetune_epochs: int = Field(4, ge=0, description="epochs in which the survivors of a round train on; 0 prunes only")
     patience: int | None = Field(None, ge=1, description="stop training after so many epochs without a better validation accuracy")

@@ -334,6 +334,7 @@ def search(trial: Trial, network: SplitNetwork, bar: Bar, slack: int, number: in
         wiring, trial.state, network.visible, trial.head, trial.data.sample, network.pool_units, norms, gradients=gradients
     ):
         scores[units] = torch.maximum(scores[units], CRITERIA[config.criterion](activity))
+    scores[network.pool_units] *= config.claim_weight  # it takes room to keep them, and none to keep what is claimed
     trial.tell("select", number)
     candidates = Candidates(trial, network, bar, slack)
     branches = {group.name for group in wiring.groups if reaches(wiring, network.visible & ~group.mask(wiring.n_units))}

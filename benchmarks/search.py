@@ -112,6 +112,14 @@ SEARCHES: dict[str, Search] = {
         },
         {**BEFORE, "epochs": 6, "rounds": 2, "finetune_epochs": 2, "batch_size": 256},
     ),
+    # Six tasks, for it matters when there is much to reuse.
+    "permuted-mnist-claim-weight": Search(
+        "permuted-mnist",
+        "clnp",
+        6,
+        _values("claim_weight", 0.1, 0.03, 0.3, 1.0),
+        {"epochs": 6, "rounds": 2, "finetune_epochs": 2, "batch_size": 64, "l1": 5e-5, "margin": 0.002, "pool": 0.2},
+    ),
     "permuted-mnist-single": Search(
         "permuted-mnist",
         "single",

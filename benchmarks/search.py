@@ -151,7 +151,6 @@ SEARCHES: dict[str, Search] = {
             "4 epochs + 6": {"epochs": 4, "finetune_epochs": 3},
             "2 epochs + 8": {"epochs": 2, "finetune_epochs": 4},
             "4 epochs + 6, share 0.2": {"epochs": 4, "finetune_epochs": 3, "share": 0.2},
-            "4 epochs + 6, batch 256": {"epochs": 4, "finetune_epochs": 3, "batch_size": 256},
         },
         {**DENSE, "share": 0.1},
     ),

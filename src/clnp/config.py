@@ -45,7 +45,10 @@ class LearnConfig(BaseModel):
     )
     criterion: Criterion = Field("activity-weight", description="the importance of a unit, see clnp.importance.CRITERIA")
     claim_weight: float = Field(
-        0.1, gt=0, le=1, description="what the importance of a free unit counts beside that of a claimed one: below 1, a task rather reuses than claims"
+        0.1,
+        gt=0,
+        le=1,
+        description="what the importance of a free unit counts beside that of a claimed one: below 1, a task rather reuses than claims",
     )
     rounds: int = Field(2, ge=1, description="rounds of pruning; between two rounds the survivors train on")
     finetune_epochs: int = Field(4, ge=0, description="epochs in which the survivors of a round train on; 0 prunes only")

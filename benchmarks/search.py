@@ -97,17 +97,6 @@ SEARCHES: dict[str, Search] = {
         },
         {**BEFORE, "epochs": 10, "rounds": 2, "finetune_epochs": 10},
     ),
-    # The whole sequence, for pools and what there is to reuse change along it.
-    "permuted-mnist-whole": Search(
-        "permuted-mnist",
-        "clnp",
-        10,
-        {
-            "pool 500": {"pool": 500},
-            "pool 0.3": {"pool": 0.3},
-        },
-        {"epochs": 10, "rounds": 2, "finetune_epochs": 10, "batch_size": 64, "l1": 2e-5, "margin": 0.0005, "claim_weight": 0.1},
-    ),
     "permuted-mnist-10-epochs": Search(
         "permuted-mnist",
         "clnp",

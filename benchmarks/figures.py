@@ -144,19 +144,19 @@ def margins(rows: Rows) -> Figure:
 
 def ablations(rows: Rows) -> Figure:
     """Draw each ablation: settings with numbers as curves, the others as points."""
-    figure = plt.figure(figsize=(10.0, 7.5), layout="constrained")
-    grid = figure.add_gridspec(2, 3, height_ratios=(1.0, 1.3))
+    figure = plt.figure(figsize=(3.2 * len(ABLATIONS), 7.5), layout="constrained")
+    grid = figure.add_gridspec(2, len(ABLATIONS), height_ratios=(1.0, 1.3))
     base = rows["as it is"]
     settings = base[0]["config"]["learn"]
     for place, (setting, values) in enumerate(ABLATIONS.items()):
         axes = figure.add_subplot(grid[0, place])
         points = {settings[setting]: base} | {value: rows[f"{setting} {value}"] for value in values if f"{setting} {value}" in rows}
         x = sorted(points)
-        two_scales(axes, x, [points[value] for value in x], logarithmic=setting == "l1")
+        two_scales(axes, x, [points[value] for value in x], logarithmic=setting in ("l1", "claim_weight"))
         axes.set(title=setting)
     numbers = {f"{setting} {value}" for setting, values in ABLATIONS.items() for value in values}
     others = dict(reversed([(label, runs) for label, runs in rows.items() if label not in numbers]))
-    left, right = figure.add_subplot(grid[1, :2]), figure.add_subplot(grid[1, 2])
+    left, right = figure.add_subplot(grid[1, :-1]), figure.add_subplot(grid[1, -1])
     for axes, measure, colour in ((left, average, COLOURS[0]), (right, full, COLOURS[1])):
         axes.plot([measure(runs) for runs in others.values()], range(len(others)), "o", color=colour)
         axes.axvline(measure(base), color=OURS, lw=1)

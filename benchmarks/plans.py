@@ -75,6 +75,7 @@ ABLATIONS: dict[str, tuple[float, ...]] = {
     "margin": (0.0, 0.001, 0.005, 0.01, 0.02),
     "l1": (0.0, 1e-5, 2e-5, 1e-4, 2e-4),
     "pool": (0.05, 0.1, 0.4),
+    "claim_weight": (0.03, 0.3, 1.0),
 }
 """The settings with numbers that are varied, and their values beside the benchmark's own."""
 # What the benchmark is run with if nothing is said.

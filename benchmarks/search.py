@@ -216,9 +216,10 @@ SEARCHES: dict[str, Search] = {
         "clnp",
         3,
         {
-            "pool 0.5, l1 1e-5": {"pool": 0.5, "l1": 1e-5},
-            "all units, l1 2e-5, margin 0.01": {"pool": "all", "l1": 2e-5, "margin": 0.01},
             "pool 0.8, l1 1e-5, margin 0.005": {"pool": 0.8, "l1": 1e-5, "margin": 0.005},
+            "all units, l1 2e-5, margin 0.005": {"pool": "all", "l1": 2e-5, "margin": 0.005},
+            "all units, l1 5e-5, margin 0.01": {"pool": "all", "l1": 5e-5, "margin": 0.01},
+            "pool 0.5, l1 1e-5, margin 0.002": {"pool": 0.5, "l1": 1e-5, "margin": 0.002},
         },
         {**CIFAR, "batch_size": 64},
     ),

@@ -1,8 +1,8 @@
 """What a whole run costs: CPU time of CLNP over that of plainly fine-tuning the dense network, at equal epochs.
 
-    python benchmarks/cost.py permuted-mnist --data DIR --tasks 10 --seed 0 --out benchmarks/results/permuted-mnist-cost.json
+    python benchmarks/cost.py permuted-mnist --entry "clnp, 30 epochs" --dense-epochs 1 --data DIR --out benchmarks/results/permuted-mnist-cost.json
 
-Both methods learn the same tasks in one process, alternated task by task, so that a slower or busier machine slows both.
+The settings are those of a row of the tables (`benchmarks/plans.py`), for both methods. Both learn the same tasks in one process, alternated task by task, so that a slower or busier machine slows both.
 CPU time is user + system time of the process over learning alone: CLNP's includes scoring, selection, fine-tuning and commit.
 Fine-tuning costs the same in every task and every epoch (same network, same number of steps), so it may be measured in part:
 `--dense-tasks` fine-tunes in the first few tasks only, `--dense-epochs` for so many epochs of each; the time is scaled up to all
@@ -26,6 +26,7 @@ from clnp.experiment import accuracy, build_trunk, configure, versions
 from clnp.files import write_atomic
 from clnp.methods import METHODS
 from clnp.training import threads
+from plans import EXPERIMENTS
 
 
 def quiet(_event: dict[str, object]) -> None:
@@ -35,7 +36,8 @@ def quiet(_event: dict[str, object]) -> None:
 def main() -> None:
     """Run the comparison and write its JSON after every task, so that a killed run still tells what it measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("benchmark")
+    parser.add_argument("experiment", choices=EXPERIMENTS)
+    parser.add_argument("--entry", help="the row; the first one by default")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--tasks", type=int)
     parser.add_argument("--seed", type=int, default=0)
@@ -44,8 +46,18 @@ def main() -> None:
     parser.add_argument("--dense-epochs", type=int, help="fine-tune for so many epochs a task; as many as CLNP by default")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    config = configure(options.benchmark, n_tasks=options.tasks, seed=options.seed, settings={"threads": options.threads})
-    tasks = get_benchmark(options.benchmark).tasks(options.data, config.seed, config.n_tasks)
+    experiment = EXPERIMENTS[options.experiment]
+    entry = next((entry for entry in experiment.entries if entry.label == (options.entry or experiment.entries[0].label)), None)
+    if entry is None:
+        parser.error(f"unknown row '{options.entry}': expected one of {', '.join(entry.label for entry in experiment.entries)}")
+    config = configure(
+        experiment.benchmark,
+        model=entry.model or experiment.model,
+        n_tasks=options.tasks or experiment.n_tasks,
+        seed=options.seed,
+        settings={**experiment.settings_of(entry), "threads": options.threads},
+    )
+    tasks = get_benchmark(config.benchmark).tasks(options.data, config.seed, config.n_tasks)
     example = tasks[0].validation[0][:2]
 
     trunk = partial(build_trunk, config, example)

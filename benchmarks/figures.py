@@ -101,9 +101,10 @@ def long_run(run: Run) -> Figure:
         middle.plot(after, read, ":", color=colour, label=f"{group}: read by the task")
     middle.set(ylabel="share of the layer")
     full_at = full_after(run)
-    told = [(n, n + more) for n, more in zip(after, forecasts(run), strict=True) if more is not None and n < full_at]
+    end = full_at or len(after)
+    told = [(n, n + more) for n, more in zip(after, forecasts(run), strict=True) if more is not None and n < end]
     below.plot(*zip(*told, strict=True), color=COLOURS[5], label="forecast: tasks until a layer is full")
-    below.axhline(full_at, color=OURS, lw=1, label="what came")
+    below.axhline(end, color=OURS, lw=1, label="what came" if full_at else "the run ended, no layer full")
     below.set_ylim(bottom=0)
     below.set(ylabel="tasks", xlabel="tasks learned")
     for axes in (above, middle):

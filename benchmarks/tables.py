@@ -220,16 +220,17 @@ def claimed_so_far(run: Run) -> dict[str, list[float]]:
     }
 
 
-def full_after(run: Run) -> int:
-    """Return after how many tasks some layer had no free unit left; all tasks, if none was full."""
+def full_after(run: Run) -> int | None:
+    """Return after how many tasks some layer had no free unit left; None, if none was full at the end."""
     fullest_after = [max(shares) for shares in zip(*claimed_so_far(run).values(), strict=True)]
-    return next((n for n, share in enumerate(fullest_after, start=1) if share == 1), len(fullest_after))
+    return next((n for n, share in enumerate(fullest_after, start=1) if share == 1), None)
 
 
 def course(run: Run, every: int = 5) -> str:
     """Return how a long run went: accuracies, room and forecast after every few tasks."""
     n_tasks, claimed, forecast_after, full = len(run["tasks"]), claimed_so_far(run), forecasts(run), full_after(run)
     lines: list[list[object]] = []
+    end, came = (n_tasks, "at least {}") if full is None else (full, "{}")
     for after in sorted({1, *range(every, n_tasks + 1, every), n_tasks}):
         rows = run["accuracy_matrix"]
         lines.append(
@@ -238,7 +239,7 @@ def course(run: Run, every: int = 5) -> str:
                 f"{100 * rows[after - 1][after - 1]:.2f} %",
                 f"{100 * mean(rows[after - 1][:after]):.2f} %",
                 *(f"{100 * shares[after - 1]:.0f} %" for shares in claimed.values()),
-                *((forecast_after[after - 1], full - after) if after < full else ("", "")),  # a forecast leaves full layers out
+                *((forecast_after[after - 1], came.format(end - after)) if after < end else ("", "")),  # a forecast leaves full layers out
                 f"{run['cpu_seconds_per_task'][after - 1]:.0f} s",
             ]
         )

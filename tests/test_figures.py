@@ -37,7 +37,7 @@ def run(average: float, free: int = 5, *, margin: float = 0.0, seed: int = 0) ->
         "accuracy_matrix": matrix,
         "average_accuracy": average,
         "capacity": {"early": units, "late": units},
-        "config": {"learn": {"margin": margin, "l1": 5e-5, "pool": 0.2}},
+        "config": {"learn": {"margin": margin, "l1": 5e-5, "pool": 0.2, "claim_weight": 0.1}},
         "cpu_seconds_per_task": [1.0, 1.0],
     }
 

@@ -217,7 +217,8 @@ def test_forecasts_are_those_of_the_library_after_each_task():
 
 def test_the_course_of_a_run_sets_the_forecast_beside_what_came():
     rows = tables.course(RUN, every=2).splitlines()[2:]
-    assert rows[0] == "| 1 | 90.00 % | 90.00 % | 40 % | 40 % | 1 | 2 | 1 s |"
+    assert rows[0] == "| 1 | 90.00 % | 90.00 % | 40 % | 40 % | 1 | at least 2 | 1 s |"
+    assert tables.full_after(RUN) is None
     assert [row.split(" | ")[0] for row in rows] == ["| 1", "| 2", "| 3"]
     early = {"n_units": 4, "free": 0, "claimed": {"a": 3, "b": 1, "c": 0}, "reused": {"a": 0, "b": 0, "c": 1}}
     full = {**RUN, "capacity": {"early": early}}

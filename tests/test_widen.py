@@ -40,7 +40,7 @@ def test_the_next_task_learns_in_the_new_units(name):
     wider = clnp.widen(learner, {tight: 6})
     before, weights = promises.logits_of(wider), promises.weights_of(wider)
     n_free = wider.capacity()[tight].free
-    learn(wider, 2, pool="all", epochs=4, margin=0.0)
+    learn(wider, 2, pool="all", epochs=4, margin=0.0, claim_weight=1.0)  # by default it would rather reuse what is there
     promises.assert_same(before, promises.logits_of(wider))
     promises.assert_same(weights, promises.weights_of(wider))
     promises.interference_is_zero(wider)

@@ -47,9 +47,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     experiment = EXPERIMENTS[options.experiment]
-    entry = next((entry for entry in experiment.entries if entry.label == (options.entry or experiment.entries[0].label)), None)
-    if entry is None:
-        parser.error(f"unknown row '{options.entry}': expected one of {', '.join(entry.label for entry in experiment.entries)}")
+    try:
+        entry = experiment.entry(options.entry or experiment.entries[0].label)
+    except ValueError as error:
+        parser.error(str(error))
     config = configure(
         experiment.benchmark,
         model=entry.model or experiment.model,

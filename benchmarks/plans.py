@@ -50,6 +50,17 @@ class Experiment:
     settings: Mapping[str, Any]
     entries: tuple[Entry, ...]
 
+    def entry(self, label: str) -> Entry:
+        """Return the row with this label.
+
+        Raises:
+            ValueError: there is none.
+        """
+        for entry in self.entries:
+            if entry.label == label:
+                return entry
+        raise ValueError(f"unknown row '{label}': expected one of {', '.join(repr(entry.label) for entry in self.entries)}")
+
     def settings_of(self, entry: Entry) -> dict[str, Any]:
         """Return the settings of one of its entries."""
         return {**self.settings, **entry.settings}
@@ -132,7 +143,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "mlp-2000",
         50,
         # A pool of so many units, and not a share of what is free: the last tasks have as much to train in as the first.
-        {**THIRTY, "finetune_epochs": 5, "pool": 300, "margin": 0.005, "l1": 5e-5, "claim_weight": 0.1, "threads": 1},
+        {**THIRTY, "finetune_epochs": 5, "pool": 300, "margin": 0.005, "l1": 5e-5, "threads": 1},
         (Entry("clnp", "clnp", {}, "about 25 tasks (Golkar et al. 2019)", seeds=1),),
     ),
     "cifar": Experiment(

@@ -62,7 +62,7 @@ def _values(setting: str, *values: Any) -> dict[str, dict[str, Any]]:
 DENSE = {"epochs": 3, "rounds": 2, "finetune_epochs": 1, "batch_size": 512, "precision": "bfloat16"}
 SMALL = {"epochs": 12, "rounds": 2, "finetune_epochs": 4, "batch_size": 128}
 # What the benchmark was run with before these searches.
-BEFORE = {"batch_size": 128, "l1": 2e-5, "margin": 0.002, "pool": 0.2}
+BEFORE = {"batch_size": 128, "l1": 2e-5, "margin": 0.002, "pool": 0.2, "claim_weight": 1.0}
 CIFAR = {"epochs": 12, "rounds": 2, "finetune_epochs": 4, "batch_size": 128, "lr": 1e-3, "precision": "bfloat16", "channels_last": True}
 # Dropout on inputs, on hidden units.
 DROPOUTS = {
@@ -75,7 +75,7 @@ SEARCHES: dict[str, Search] = {
         "clnp",
         4,
         {name: {"model": name} for name in DROPOUTS},
-        {"epochs": 6, "rounds": 2, "finetune_epochs": 2, "batch_size": 64, "l1": 2e-5, "margin": 0.0005, "pool": 0.3},
+        {"epochs": 6, "rounds": 2, "finetune_epochs": 2, "batch_size": 64, "l1": 2e-5, "margin": 0.0005, "pool": 0.3, "claim_weight": 1.0},
     ),
     "permuted-mnist": Search(
         "permuted-mnist",
@@ -176,7 +176,7 @@ SEARCHES: dict[str, Search] = {
             "l1 1e-4": {"l1": 1e-4},
             "l1 5e-5": {"l1": 5e-5},
         },
-        {"epochs": 10, "rounds": 2, "finetune_epochs": 5, "batch_size": 64, "pool": 0.2, "margin": 0.005},
+        {"epochs": 10, "rounds": 2, "finetune_epochs": 5, "batch_size": 64, "pool": 0.2, "margin": 0.005, "claim_weight": 1.0},
     ),
     # A network so small that it is full after six tasks as the benchmark's settings have it.
     "permuted-mnist-100": Search(
@@ -190,7 +190,7 @@ SEARCHES: dict[str, Search] = {
             "pool 0.2, l1 3e-4, margin 0.01": {"pool": 0.2, "l1": 3e-4, "margin": 0.01},
             "pool 0.2, margin 0.02": {"pool": 0.2, "margin": 0.02},
         },
-        {**BEFORE, **SMALL},
+        {**BEFORE, **SMALL, "claim_weight": 0.1},
         "mlp-100",
     ),
     "permuted-mnist-100-packnet": Search("permuted-mnist", "packnet", 10, _values("share", 0.1, 0.15, 0.2, 0.25), SMALL, "mlp-100"),

@@ -56,7 +56,7 @@ def main() -> int:
             return 0
         fetch(given.data)
     experiment = EXPERIMENTS["permuted-mnist"]
-    entry = next(entry for entry in experiment.entries if entry.label == "clnp")
+    entry = experiment.entry("clnp")
     before = json.loads(kept("permuted-mnist", entry, 0).read_text(encoding="utf-8"))["accuracy_matrix"][given.tasks - 1][: given.tasks]
     config = configure(
         experiment.benchmark,

@@ -112,7 +112,7 @@ def written_fullest(runs: list[Run]) -> str:
 
 def main_table(name: str) -> str:
     """Return the table of an experiment in the order of the plan, a row an entry."""
-    rows, entries = found(name), {entry.label: entry for entry in EXPERIMENTS[name].entries}
+    rows = found(name)
     best = max(rows, key=lambda label: mean([run["average_accuracy"] for run in rows[label]]))
     lines: list[list[object]] = []
     for label, runs in rows.items():
@@ -125,7 +125,7 @@ def main_table(name: str) -> str:
                 written_fullest(runs),
                 f"{mean([sum(run['cpu_seconds_per_task']) for run in runs]):,.0f} s",
                 "" if label == best else written_p(rows[best], runs),
-                entries[label].published,
+                EXPERIMENTS[name].entry(label).published,
                 len(runs),
             ]
         )
@@ -145,10 +145,10 @@ PAPER = {
 
 def paper_table() -> str:
     """Return the paper's table on permuted MNIST with our column beside each of its rows."""
-    rows, entries = found("permuted-mnist"), {entry.label: entry for entry in EXPERIMENTS["permuted-mnist"].entries}
+    rows = found("permuted-mnist")
     lines: list[list[object]] = []
     for label, name in PAPER.items():
-        runs, published = rows.get(label, []), entries[label].published.split(" (")[0]
+        runs, published = rows.get(label, []), EXPERIMENTS["permuted-mnist"].entry(label).published.split(" (")[0]
         if runs:
             ours = spread([run["average_accuracy"] for run in runs])
             lines.append([name, published, ours, written_forgetting(runs), written_fullest(runs), len(runs)])

@@ -49,6 +49,11 @@ BAD = [
     ("pool", math.nan),
     ("pool", None),
     ("pool", [3]),
+    ("pool", {}),
+    ("pool", {"conv*": 2.0}),
+    ("pool", {"conv*": True}),
+    ("pool", {"conv*": {"*": 3}}),
+    ("pool", "1.5"),
     ("criterion", "magnitude"),
     ("rounds", 0),
     ("finetune_epochs", -1),
@@ -122,6 +127,13 @@ def test_a_pool_may_be_written_as_text(text, value):
 def test_every_fraction_and_every_count_is_a_pool(fraction, count):
     assert LearnConfig(pool=fraction).pool == fraction
     assert LearnConfig(pool=count).pool == count
+
+
+def test_the_first_pattern_that_matches_a_group_gives_its_pool():
+    config = LearnConfig(pool={"conv1*": "all", "conv*": 0.5, "dense": "3", 2: 7})
+    assert [config.pool_of(group) for group in ("conv1_2", "conv2_1", "dense", "2", "other")] == ["all", 0.5, 3, 7, None]
+    assert [LearnConfig(pool=0.5).pool_of(group) for group in ("conv1_2", "other")] == [0.5, 0.5]
+    assert LearnConfig.model_validate_json(config.model_dump_json()).pool == config.pool
 
 
 def test_a_truth_value_is_no_pool():

@@ -205,10 +205,27 @@ def test_adopting_comes_first_and_needs_a_head():
 
 @pytest.mark.parametrize(
     ("pool", "claimed"),
-    [("all", [20, 16]), (1.0, [20, 16]), (3, [3, 3]), (400, [20, 16]), (0.25, [5, 4]), (0.01, [1, 1]), (18, [18, 16])],
+    [
+        *[("all", [20, 16]), (1.0, [20, 16]), (3, [3, 3]), (400, [20, 16]), (0.25, [5, 4]), (0.01, [1, 1]), (18, [18, 16])],
+        *[({"2": 3, "5": "all"}, [3, 16]), ({"5": 0.25, "*": 7}, [7, 4])],
+    ],
 )
 def test_a_pool_is_a_count_or_a_fraction_per_group(pool, claimed, nothing_pruned):
     assert list(learn(new(), pool=pool).claimed.values()) == claimed
+
+
+@pytest.mark.parametrize(
+    ("pool", "message"),
+    [
+        ({"2": 3, "fc*": 4}, r"cannot learn task 'a' with this pool: 'fc\*' matches none of the groups 2, 5\. Name each"),
+        ({"2": 3}, r"cannot learn task 'a' with this pool: no size is given for '5', one of the groups 2, 5\. Name each"),
+    ],
+)
+def test_sizes_by_group_name_groups_that_are_there_and_all_of_them(pool, message):
+    learner = new()
+    with pytest.raises(clnp.ConfigError, match=message):
+        learn(learner, "a", pool=pool)
+    assert not learner.tasks
 
 
 def test_a_fraction_is_one_of_the_group_not_of_what_is_left(nothing_pruned):

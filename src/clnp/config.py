@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from fnmatch import fnmatchcase
+from typing import Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
 from clnp.errors import ConfigError
 
+PoolSize = Literal["all"] | int | float
+Pool = PoolSize | dict[str, PoolSize]
+A_POOL = "a pool is 'all', a count, a fraction from 0.0 to 1.0, or a mapping from names of groups (* stands for anything) to such sizes"
 Criterion = Literal["activity", "firing", "std", "activity-weight", "firing-weight", "std-weight", "taylor"]
+
+
+def _sizes(pool: Any) -> list[Any]:
+    """Return the sizes of pools that are given."""
+    return [*cast("dict[str, Any]", pool).values()] if isinstance(pool, dict) else [pool]
 
 
 class LearnConfig(BaseModel):
@@ -39,9 +48,10 @@ class LearnConfig(BaseModel):
     weight_decay: float = Field(0.0, ge=0, description="weight decay of the optimizer; it cannot move a claimed weight")
     l1: float = Field(5e-5, ge=0, description="the L1 penalty on every trainable weight: keeps a task small")
     margin: float = Field(0.002, ge=0, lt=1, description="validation accuracy a task may give up, once, to leave room; 0.002 is 0.2 points")
-    pool: Literal["all"] | int | float = Field(
+    pool: Pool = Field(
         0.25,
-        description="free units a task may train in, per group: 'all', a count, or a fraction of them; 0 trains a head on reused units alone",
+        description="free units a task may train in, per group: 'all', a count, or a fraction of them; 0 trains a head on reused units alone; "
+        "sizes by group: {conv*: all, '*': 80}, the first pattern that matches counts",
     )
     criterion: Criterion = Field("activity-weight", description="the importance of a unit, see clnp.importance.CRITERIA")
     claim_weight: float = Field(
@@ -87,16 +97,36 @@ class LearnConfig(BaseModel):
             if first["type"] == "extra_forbidden":
                 message = f"{where}: no such setting"
             else:
-                message = f"{where}: {first['msg'][0].lower()}{first['msg'][1:]} (found {first['input']!r})"
+                said = first["msg"].removeprefix("Value error, ")
+                message = f"{where}: {said[0].lower()}{said[1:]} (found {first['input']!r})"
             raise ConfigError(f"cannot use these settings: {message}. See LearnConfig for every field.") from None
 
-    @field_validator("pool", mode="before")
+    @field_validator("pool", mode="wrap")
     @classmethod
-    def _pool_is_positive(cls, pool: Any) -> Any:
-        if isinstance(pool, bool) or (isinstance(pool, float) and not 0 <= pool <= 1) or (isinstance(pool, int) and pool < 0):
-            msg = "a pool is 'all', a count, or a fraction from 0.0 to 1.0"
-            raise ValueError(msg)
-        return pool
+    def _is_a_pool(cls, pool: Any, parse: ValidatorFunctionWrapHandler) -> Pool:
+        if isinstance(pool, dict):
+            pool = {str(pattern): size for pattern, size in cast("dict[Any, Any]", pool).items()}  # YAML reads the name "2" as a number
+        if any(isinstance(size, bool) for size in _sizes(pool)):  # they would pass for 0 and 1
+            raise ValueError(A_POOL)
+        try:
+            parsed: Pool = parse(pool)
+        except ValidationError:
+            raise ValueError(A_POOL) from None
+        sizes = _sizes(parsed)
+        if not sizes or any(size != "all" and (size < 0 or (isinstance(size, float) and size > 1)) for size in sizes):
+            raise ValueError(A_POOL)
+        return parsed
+
+    def pool_of(self, group: str) -> PoolSize | None:
+        """Return the size of the pool in a group; None where `pool` names sizes by group and no pattern matches this one.
+
+        >>> config = LearnConfig(pool={"conv*": "all", "*": 80})
+        >>> config.pool_of("conv1_2"), config.pool_of("dense")
+        ('all', 80)
+        """
+        if not isinstance(self.pool, dict):
+            return self.pool
+        return next((size for pattern, size in self.pool.items() if fnmatchcase(group, pattern)), None)
 
     def batch_size_for(self, n_examples: int | None) -> int:
         """Return the batch size for so many training examples (None: not known).

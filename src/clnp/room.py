@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from clnp.allocation import FREE, Allocation
-from clnp.errors import CapacityError
+from clnp.errors import CapacityError, ConfigError
 from clnp.narrow import reaches
 
 if TYPE_CHECKING:
@@ -33,9 +34,11 @@ def room(
     Returns: the claimed units and the pool's units that are visible, each bool (n_units,).
 
     Raises:
+        ConfigError: `pool` names sizes by group, and forgets a group or names one that is not there.
         CapacityError: no group has a free unit (and reuse alone was not asked for), or some group would be empty.
     """
     claimed = _claimed(wiring, allocation, config, private)
+    _pools_fit(wiring, name, config)
     pool = wiring.join({group.name: _pool(allocation, group.name, config) for group in wiring.groups})
     # What all units read is always there: free for the first task to learn, claimed for the others to read.
     owner = wiring.join(allocation.owner)
@@ -44,13 +47,14 @@ def room(
     groups = [group for group in wiring.groups if not group.shared]
     full = [group.name for group in groups if allocation.n_free(group.name) == 0]
     first = max(groups or wiring.groups, key=lambda group: len(group.layers))  # a residual stream, say: most layers wait for it
-    if len(full) == len(groups) and config.pool != 0:
+    reuse_alone = all(config.pool_of(group.name) == 0 for group in groups or wiring.groups)
+    if len(full) == len(groups) and not reuse_alone:
         raise CapacityError(
             f"cannot learn task '{name}': layer '{first.name}' has 0 of {first.n_units} units free, and so have all other groups. "
             f"Undo a task, raise the margin of the next, or widen the network (clnp widen, clnp.widen). "
             f"A head on reused units alone is possible with pool=0."
         )
-    if config.pool == 0 and not allocation.tasks:
+    if reuse_alone and not allocation.tasks:
         raise CapacityError(f"cannot learn task '{name}' with pool=0: there are no units of earlier tasks to reuse yet.")
     for group in groups:
         if not (pool | claimed)[group.slice].any() and not reaches(wiring, pool | claimed):
@@ -78,10 +82,26 @@ def _claimed(wiring: Wiring, allocation: Allocation, config: LearnConfig, privat
     return visible & config.reuse
 
 
+def _pools_fit(wiring: Wiring, name: str, config: LearnConfig) -> None:
+    """Refuse sizes by group that forget a group, or name one that is not there."""
+    if not isinstance(config.pool, dict):
+        return
+    groups = [group.name for group in wiring.groups if not group.shared]
+    idle = [pattern for pattern in config.pool if not any(fnmatchcase(group, pattern) for group in groups)]
+    bare = [group for group in groups if config.pool_of(group) is None]
+    if idle or bare:
+        found = f"'{idle[0]}' matches none of the groups" if idle else f"no size is given for '{bare[0]}', one of the groups"
+        raise ConfigError(
+            f"cannot learn task '{name}' with this pool: {found} {', '.join(groups)}. Name each, or use patterns: '*' matches what is left."
+        )
+
+
 def _pool(allocation: Allocation, group: str, config: LearnConfig) -> Tensor:
     """Return the free units of a group that the task may train in: the first ones."""
     free = allocation.free(group)
-    size = 1.0 if config.pool == "all" else config.pool
+    size = config.pool_of(group) or 0  # what all units read may be named by no pattern; it is added in any case
+    if size == "all":
+        return free
     if isinstance(size, float):
         size = max(round(size * len(free)), 1 if size > 0 else 0)
     return free & (free.cumsum(0) <= size)

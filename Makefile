@@ -1,12 +1,12 @@
 # make demo   environment, then five real tasks in seconds and a report
 # make test   environment with the developers' tools, then the test suite
-# make lint | types | ci | clean
+# make thorough | lint | types | ci | clean
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint types ci clean
+.PHONY: demo test thorough lint types ci clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -15,6 +15,10 @@ demo: $(VENV)/.installed
 # Small networks gain nothing from threads; processes do. `make test` takes every core, up to four.
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
+
+# More cases of what `make test` has some of.
+thorough: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal -m thorough
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -107,6 +107,9 @@ def learned(name: str, n_tasks: int, seed: int = 0, **settings: object) -> clnp.
     return learner
 
 
-def a_third(names: Iterable[str]) -> list[Any]:
-    """Parameters of which each third is in the fast suite, all in the slow one: where most of the time is the capture of networks."""
-    return [name if place % 3 == 0 else pytest.param(name, marks=pytest.mark.slow) for place, name in enumerate(names)]
+def sampled(names: Iterable[Any], every: int = 3, mark: pytest.MarkDecorator = pytest.mark.thorough) -> list[Any]:
+    """Parameters (tuples where a test takes several) of which each third is in the fast suite, all of them in CI."""
+    return [
+        pytest.param(*(name if isinstance(name, tuple) else (name,)), marks=() if place % every == 0 else mark)
+        for place, name in enumerate(names)
+    ]

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from small import sampled
+
 # Which examples the core can learn already; one that is missing here is skipped.
 CORE_READY = {"vit", "llama_text"}
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -29,7 +31,7 @@ def example(monkeypatch):
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", sampled(SMALL, 2))
 def test_an_example_learns_three_tasks_and_forgets_nothing(name, example, monkeypatch, capsys):
     if name not in CORE_READY:
         pytest.skip(f"the core cannot train examples/{name}.py yet")
@@ -55,6 +57,7 @@ def test_an_example_learns_three_tasks_and_forgets_nothing(name, example, monkey
     assert room == sorted(room)
 
 
+@pytest.mark.thorough
 def test_the_text_tasks_share_no_text_between_their_parts(example):
     text = example("llama_text")
     for task in text.tasks_of(1000, 0):

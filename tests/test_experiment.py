@@ -143,10 +143,16 @@ def stop_at(kind, count):
     return progress
 
 
-@pytest.mark.parametrize("method", METHODS)
+STOPS = [("run_started", 1), ("epoch", 2), ("epoch", 6), ("task_learned", 1), ("task_learned", 2), ("evaluated", 2), ("run_finished", 1)]
+
+
 @pytest.mark.parametrize(
-    ("kind", "count"),
-    [("run_started", 1), ("epoch", 2), ("epoch", 6), ("task_learned", 1), ("task_learned", 2), ("evaluated", 2), ("run_finished", 1)],
+    ("method", "kind", "count"),
+    [
+        pytest.param(method, *stop, marks=[] if method == "clnp" or stop == ("epoch", 6) else pytest.mark.thorough)
+        for method in METHODS
+        for stop in STOPS
+    ],
 )
 def test_a_stopped_run_continues_to_the_same_summary(finished, tmp_path, method, kind, count):
     out = tmp_path / "run"
@@ -230,8 +236,14 @@ def test_a_kill_between_model_and_evaluation_costs_nothing(finished, tmp_path, m
     assert timeless(summary) == timeless(finished["clnp"][1])
 
 
-@pytest.mark.parametrize("write", range(1, 7))
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "write"),
+    [
+        pytest.param(method, write, marks=[] if method == "clnp" or write == 2 else pytest.mark.thorough)
+        for method in METHODS
+        for write in range(1, 7)
+    ],
+)
 def test_a_kill_while_the_model_is_saved_costs_one_task_at_most(finished, tmp_path, monkeypatch, method, write):
     """Stop before the n-th file of the model is written, which may be the very first."""
     out, written = tmp_path / "run", []

@@ -22,6 +22,7 @@ import faults
 from faulty import crashes, damage, sharing
 from faulty.board import MUST_BE_ZERO, Row, Verdict, markdown, table, total
 from faulty.processes import Case, play
+from small import sampled
 
 DOCS = Path(__file__).parent.parent / "docs" / "faults.md"
 FEW = {
@@ -44,7 +45,7 @@ def stage():
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("name", faults.CLASSES)
+@pytest.mark.parametrize("name", sampled(faults.CLASSES))
 def test_a_slice_of_every_class_is_clean(name, stage):
     (row,) = faults.inject(stage, [name], 1, lambda _: FEW.get(name, 2), show=lambda _: None)
     assert row.injected or name == "kill-syscall"

@@ -16,7 +16,7 @@ import small
 from clnp.errors import WiringError
 from clnp.narrow import check_narrowing, narrow
 from clnp.wiring import trace
-from small import a_third
+from small import sampled
 from test_wiring import NETS, Net
 
 # Written by hand, so that the library's labels are not their own judge.
@@ -326,7 +326,7 @@ def full_name(op):
     return f"aten.{op}" if "." in op else f"aten.{op}.default"
 
 
-@pytest.mark.parametrize("op", a_third([*FLAT, *POOLS]))
+@pytest.mark.parametrize("op", sampled([*FLAT, *POOLS], 3, pytest.mark.slow))
 def test_an_operation_of_the_table_can_be_narrowed(op):
     torch.manual_seed(1)
     if op in FLAT:

@@ -13,7 +13,7 @@ from clnp.narrow import narrow
 from clnp.wiring import RULES, trace
 from clnp.wiring.graph import resolve
 from clnp.wiring.patterns import UNIT_NORM
-from small import a_third
+from small import sampled
 from test_narrow import full_name, state_of
 from test_wiring import Net
 
@@ -120,7 +120,7 @@ def network_of(op):
     return Net(lambda n, x: n.b(MAPS[op](n.a(x)).flatten(2).square().mean(2)), a=conv, b=nn.Linear(5, 3)), (2, *[4] * n_dims)
 
 
-@pytest.mark.parametrize("op", a_third(HERE))
+@pytest.mark.parametrize("op", sampled(HERE, 3, pytest.mark.slow))
 def test_an_operation_of_the_table_can_be_narrowed(op):
     torch.manual_seed(1)
     net, shape = network_of(op)

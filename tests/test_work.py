@@ -19,7 +19,7 @@ from clnp.course import pack, unpack
 from clnp.methods import METHODS
 from clnp.sources import StreamExamples, TensorExamples
 from clnp.work import Work, clear, digest, fingerprint
-from small import OPTIMIZERS, SHAPE, config, network, task
+from small import OPTIMIZERS, SHAPE, config, network, sampled, task
 
 CASES = {
     "mlp, adam, one-cycle": ("mlp", {**OPTIMIZERS["adam"]}),
@@ -144,7 +144,7 @@ MLP = "mlp, adam, one-cycle"
 # ---- killed and learned again
 
 
-@every_case
+@pytest.mark.parametrize("case", sampled(CASES, 2))
 def test_killed_every_few_steps_it_ends_with_the_same_bits_and_repeats_only_the_lost_ones(case, steps, always, tmp_path):
     """Each kill comes after a step and before it is saved: one step is lost each time, none is done twice, and none is left out."""
     total, kills, events = total_steps(case, steps), 0, []
@@ -585,7 +585,7 @@ DENSE = {
 }
 
 
-@pytest.mark.parametrize(("name", "settings", "part"), DENSE.values(), ids=DENSE)
+@pytest.mark.parametrize(("name", "settings", "part"), sampled(DENSE.values(), 2), ids=DENSE)
 def test_methods_with_a_dense_network_go_on_too(steps, always, tmp_path, name, settings, part):
     settings = LearnConfig(**{"epochs": 2, "rounds": 1, "finetune_epochs": 1, "batch_size": 30, "lr": 0.01, **settings})
 

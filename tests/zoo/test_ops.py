@@ -18,14 +18,14 @@ from clnp.errors import WiringError
 from clnp.learner import Learner
 from clnp.narrow import narrow
 from clnp.wiring import trace
-from small import a_third
+from small import sampled
 
 CASES = {**OPS, **MERGED}
 SOURCE = Path(__file__).with_name("op_refused.py")
 LOST = "capacity lost here"
 SEEDS = 2
-THIRD = a_third(CASES)
-"""To capture a network takes a fifth of a second: a third of them in the fast suite, all of them in the slow one (and units and labels of all in CI)."""
+SOME = sampled(CASES, 8, pytest.mark.slow)
+"""To capture a network takes a fifth of a second: an eighth of them in the fast suite, all of them in the slow one (and units and labels of all in CI)."""
 
 
 # ---- what the table says, without the library
@@ -157,7 +157,7 @@ def n_positions(shape, dim):
     return shape[dim] if shape else 1
 
 
-@pytest.mark.parametrize("name", THIRD)
+@pytest.mark.parametrize("name", SOME)
 def test_units_and_labels_are_those_computed_by_hand(name):
     check_labels(CASES[name], *traced(name))
 
@@ -186,13 +186,13 @@ def check_labels(case, model, wiring):
     assert case.merged in (None, LOST in wiring.explain())
 
 
-@pytest.mark.parametrize("name", THIRD)
+@pytest.mark.parametrize("name", SOME)
 def test_every_parameter_is_labelled(name):
     model, wiring = traced(name)
     assert {key for key, _ in unfolded(CASES[name], model).named_parameters()} <= set(wiring.parameters)
 
 
-@pytest.mark.parametrize("name", THIRD)
+@pytest.mark.parametrize("name", SOME)
 def test_a_narrowed_network_is_the_whole_one_without_the_other_units(name):
     check_narrowed(CASES[name], *traced(name))
 

@@ -14,6 +14,7 @@ from torch import nn
 from zoo_networks import ZOO, network, trunk
 
 from clnp.wiring import trace
+from small import sampled
 
 tp = pytest.importorskip("torch_pruning")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -46,7 +47,7 @@ def their_unit(graph, names, layer, channel):
     return dict(rows), dict(columns)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", sampled(NETWORKS))
 def test_a_unit_is_what_torch_pruning_would_cut_together(name):
     entry = ZOO[name]
     wiring, model = trace(trunk(entry, network(entry)), entry.example(2)), oracle.plain(entry).requires_grad_()

@@ -33,15 +33,16 @@ from clnp.methods import METHODS
 from clnp.rundir import MODEL
 from clnp.training import threads
 from plans import EXPERIMENTS, Entry, Experiment
+from run_examples import show as show_example
 from search import SEARCHES
 from search import kept as kept_search
 from search import table as search_table
 from tables import kept, paper_table, run_name, show
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/results.md", "docs/tuning.md")
+PAGES = ("README.md", "docs/results.md", "docs/tuning.md", "docs/performance.md", "docs/examples.md")
 PLACE = re.compile(r"(<!-- (?P<name>[\w-]+): (?P<key>[\w -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-"""Where a table stands on a page: between `<!-- EXPERIMENT: TABLE -->`, or `<!-- search: NAME -->`, and `<!-- end -->`."""
+"""Where a table stands on a page: between `<!-- EXPERIMENT: TABLE -->`, `<!-- search: NAME -->` or `<!-- example: NAME -->`, and `<!-- end -->`."""
 MAIN = [sys.executable, "-c", "from clnp.cli import main; main()"]
 
 
@@ -126,6 +127,8 @@ def filled(page: str) -> str:
             text = search_table(found, SEARCHES[key].n_tasks)
         elif name == "paper":
             text = paper_table()
+        elif name == "example":
+            text = show_example(key)
         else:
             text = show(name).get(key, "")
         if not text:

@@ -120,6 +120,17 @@ SEARCHES: dict[str, Search] = {
         _values("claim_weight", 0.1, 0.03, 0.3, 1.0),
         {"epochs": 6, "rounds": 2, "finetune_epochs": 2, "batch_size": 64, "l1": 5e-5, "margin": 0.002, "pool": 0.2},
     ),
+    # The row of thirty epochs, with more steps.
+    "permuted-mnist-steps": Search(
+        "permuted-mnist",
+        "clnp",
+        3,
+        {
+            "batch 64": {"batch_size": 64},
+            "batch 32": {"batch_size": 32},
+        },
+        {"epochs": 10, "rounds": 2, "finetune_epochs": 10, "l1": 2e-5, "margin": 0.0005, "pool": 500},
+    ),
     "permuted-mnist-single": Search(
         "permuted-mnist",
         "single",
@@ -136,9 +147,27 @@ SEARCHES: dict[str, Search] = {
     # All ten tasks, for a setting that holds old tasks too firmly, or eats what is free, looks good for the first few.
     "permuted-mnist-ewc": Search("permuted-mnist", "ewc", 10, _values("strength", 1000.0, 10_000.0, 100_000.0), DENSE),
     "permuted-mnist-si": Search(
-        "permuted-mnist", "si", 10, {f"strength {c}": {"strength": c, "damping": 0.1} for c in (0.03, 0.1, 0.3, 1.0)}, DENSE
+        "permuted-mnist",
+        "si",
+        10,
+        {
+            **_values("strength", 0.3, 1.0, 0.1),
+            "strength 0.1, sgd, lr 0.2": {"strength": 0.1, "optimizer": "sgd", "lr": 0.2},
+        },
+        {**DENSE, "damping": 0.1},
     ),
-    "permuted-mnist-superposition": Search("permuted-mnist", "superposition", 10, _values("lr", 2e-4, 5e-4, 1e-3), DENSE),
+    "permuted-mnist-superposition": Search(
+        "permuted-mnist",
+        "superposition",
+        10,
+        {
+            **_values("lr", 2e-4, 5e-4, 1e-3),
+            "sgd, lr 0.05": {"optimizer": "sgd", "lr": 0.05},
+            "sgd, lr 0.2": {"optimizer": "sgd", "lr": 0.2},
+            "sgd, lr 0.5": {"optimizer": "sgd", "lr": 0.5},
+        },
+        DENSE,
+    ),
     "permuted-mnist-hat": Search("permuted-mnist", "hat", 10, _values("strength", 0.75, 0.1, 2.0), DENSE),
     "permuted-mnist-packnet": Search("permuted-mnist", "packnet", 10, _values("share", 0.1, 0.2), DENSE),
     # The whole budget of the table on one task: how much of it after pruning.
@@ -219,7 +248,8 @@ SEARCHES: dict[str, Search] = {
             "pool 0.8, l1 1e-5, margin 0.005": {"pool": 0.8, "l1": 1e-5, "margin": 0.005},
             "all units, l1 2e-5, margin 0.005": {"pool": "all", "l1": 2e-5, "margin": 0.005},
             "all units, l1 5e-5, margin 0.01": {"pool": "all", "l1": 5e-5, "margin": 0.01},
-            "pool 0.5, l1 1e-5, margin 0.002": {"pool": 0.5, "l1": 1e-5, "margin": 0.002},
+            "80 of dense, all others, l1 2e-5, margin 0.005": {"pool": {"dense": 80, "*": "all"}, "l1": 2e-5, "margin": 0.005},
+            "80 of dense, 0.75 of others, l1 2e-5, margin 0.005": {"pool": {"dense": 80, "*": 0.75}, "l1": 2e-5, "margin": 0.005},
         },
         {**CIFAR, "batch_size": 64},
     ),

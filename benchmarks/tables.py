@@ -258,12 +258,25 @@ def course(run: Run, every: int = 5) -> str:
     )
 
 
+def disk(name: str) -> str:
+    """Return what lies on the disk after the last task: the whole model directory, and the files of one task, if it has its own."""
+    lines: list[list[object]] = []
+    for label, runs in found(name).items():
+        whole = [sum(run["bytes"].values()) for run in runs]
+        tasks = [size for run in runs for file, size in run["bytes"].items() if file.startswith("tasks/")]
+        one = f"{min(tasks) / 1e6:.2f} to {max(tasks) / 1e6:.2f}" if tasks else ""
+        lines.append([label, f"{mean(whole) / 1e6:.1f}", one])
+    return markdown(["method", "model directory, MB", "file of one task, MB"], lines)
+
+
 def show(name: str) -> dict[str, str]:
     """Return all tables of an experiment that has results."""
     rows = found(name)
     if not rows:
         return {}
     tables = {"main": main_table(name)}
+    if name == "permuted-mnist":
+        tables |= {"disk": disk(name)}
     if name == "cifar":
         tables |= {"per task": per_task(name)} | ({"layers": layers(rows["clnp"])} if "clnp" in rows else {})
     if name == "permuted-mnist-50":

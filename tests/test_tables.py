@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from clnp.experiment import configure
+from clnp.experiment import configure, run
 from clnp.models import MODELS
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import plans
 import reproduce
+import run_examples
 import search
 import speed
 import tables
@@ -169,6 +170,46 @@ def test_the_paper_s_table_stands_in_the_readme():
     assert tables.paper_table() in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def test_what_lies_on_the_disk_is_counted_and_one_task_is_told_from_the_whole(tiny):
+    for label, files in (
+        ("finetune", {"HEAD": 1_000_000, "tasks/0": 2_000_000, "tasks/1": 4_500_000}),
+        ("fine, slow", {"network": 3_000_000}),
+    ):
+        path = tables.kept("tiny", TINY.entry(label), 0)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"bytes": files}))
+    assert tables.disk("tiny").splitlines()[2:] == ["| finetune | 7.5 | 2.00 to 4.50 |", "| fine, slow | 3.0 |  |"]
+    with pytest.raises(ValueError, match="unknown row 'fine': expected one of 'finetune', 'fine, slow'"):
+        TINY.entry("fine")
+
+
+def test_every_example_stands_on_its_page():
+    text = (ROOT / "docs" / "examples.md").read_text(encoding="utf-8")
+    assert all(f"<!-- example: {key} -->" in text for key in ("vit-seed0", "vit", "vit-data-seed0", "llama_text-seed0", "llama_text"))
+    assert all(run_examples.accuracies(name) for name in run_examples.RUNS)
+
+
+def test_an_example_that_forgot_something_is_not_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_examples, "RESULTS", tmp_path)
+    said = "forgetting: 0.0; logits of all earlier tasks bit-identical: True"
+    printed = [
+        "1. learned 'a'",
+        "   one  10.00%   (chance",
+        "2. learned 'b'",
+        "   one  50.00%   (chance 10%)",
+        "   two  70.00%   (chance 10%)",
+        "",
+        said,
+    ]
+    for seed in run_examples.SEEDS:
+        (tmp_path / f"example-vit-seed{seed}.json").write_text(json.dumps({"lines": printed}))
+    assert run_examples.show("vit-seed0").splitlines() == ["```", *printed[2:], "```"]
+    assert run_examples.show("vit").splitlines()[2:] == ["| one | 50.00 ± 0.00 |", "| two | 70.00 ± 0.00 |"]
+    (tmp_path / "example-vit-seed1.json").write_text(json.dumps({"lines": [*printed[:-1], said.replace("True", "False")]}))
+    with pytest.raises(ValueError, match="does not say that nothing was forgotten"):
+        run_examples.show("vit")
+
+
 def test_a_row_of_the_paper_that_was_not_run_says_so(tiny, monkeypatch):
     monkeypatch.setattr(tables, "PAPER", {"finetune": "plain", "fine, slow": "slow"})
     monkeypatch.setattr(tables, "EXPERIMENTS", {"permuted-mnist": TINY})
@@ -176,7 +217,13 @@ def test_a_row_of_the_paper_that_was_not_run_says_so(tiny, monkeypatch):
 
 
 def test_a_marked_table_is_filled_and_the_rest_stays(tiny):
-    assert reproduce.run(["tiny"], None, tiny / "runs", 2, None) == 0
+    entry = TINY.entries[0]
+    run(
+        configure("digits", method="finetune", model=TINY.model, n_tasks=2, settings=TINY.settings_of(entry)),
+        tiny / "run",
+        command="clnp run",
+    )
+    reproduce.keep(tiny / "run", tables.kept("tiny", entry, 0), None)
     table = tables.main_table("tiny")
     page = "before\n\n<!-- tiny: main -->\n{}<!-- end -->\n\nafter\n"
     for old in ("", "| old |\n", f"{table}\n"):
@@ -188,9 +235,9 @@ def test_a_marked_table_is_filled_and_the_rest_stays(tiny):
 @pytest.mark.parametrize("name", [name for name in plans.EXPERIMENTS if tables.found(name)])
 def test_what_was_kept_is_what_a_fresh_load_answers_and_clnp_forgets_nothing(name):
     for runs in tables.found(name).values():
-        for run in runs:
-            assert run.get("reloaded", run["accuracy_matrix"][-1]) == run["accuracy_matrix"][-1]
-            assert run["method"] != "clnp" or run["forgetting"] == 0
+        for one in runs:
+            assert one.get("reloaded", one["accuracy_matrix"][-1]) == one["accuracy_matrix"][-1]
+            assert one["method"] != "clnp" or one["forgetting"] == 0
 
 
 RUN = {

@@ -150,8 +150,9 @@ SEARCHES: dict[str, Search] = {
         "si",
         10,
         {
-            **_values("strength", 0.3, 1.0, 0.1),
-            "strength 0.1, sgd, lr 0.2": {"strength": 0.1, "optimizer": "sgd", "lr": 0.2},
+            **_values("strength", 0.3, 1.0, 3.0),
+            "strength 0.3, lr 5e-4": {"strength": 0.3, "lr": 5e-4},
+            "strength 0.3, sgd, lr 0.2": {"strength": 0.3, "optimizer": "sgd", "lr": 0.2},
         },
         {**DENSE, "damping": 0.1},
     ),

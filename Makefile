@@ -5,6 +5,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+# Small networks gain nothing from threads; processes do: every core, up to four.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: demo test thorough lint types ci clean
 .DEFAULT_GOAL := demo
@@ -12,13 +14,12 @@ BIN    := $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/clnp demo
 
-# Small networks gain nothing from threads; processes do. `make test` takes every core, up to four.
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
+	$(PYTEST)
 
 # More cases of what `make test` has some of.
 thorough: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal -m thorough
+	$(PYTEST) -m thorough
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

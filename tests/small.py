@@ -107,9 +107,9 @@ def learned(name: str, n_tasks: int, seed: int = 0, **settings: object) -> clnp.
     return learner
 
 
-def sampled(names: Iterable[Any], every: int = 3, mark: pytest.MarkDecorator = pytest.mark.thorough) -> list[Any]:
-    """Parameters (tuples where a test takes several) of which each third is in the fast suite, all of them in CI."""
+def sampled(names: Iterable[Any], every: int = 3) -> list[Any]:
+    """Parameters (tuples where a test takes several) of which each third, say, is in the fast suite, all of them in CI."""
     return [
-        pytest.param(*(name if isinstance(name, tuple) else (name,)), marks=() if place % every == 0 else mark)
+        pytest.param(*(name if isinstance(name, tuple) else (name,)), marks=() if place % every == 0 else pytest.mark.thorough)
         for place, name in enumerate(names)
     ]

@@ -110,9 +110,8 @@ def description(directory):
 
 FAST = [(name, "multi") for name in NETWORKS] + [("mlp", "single"), ("zoo:two-inputs", "single")]
 EACH_WITH_HEADS = [
-    pytest.param(name, head, marks=[] if (name, head) in FAST[::3] else pytest.mark.thorough if (name, head) in FAST else pytest.mark.slow)
-    for name in [*NETWORKS, *SLOW]
-    for head in HEADS
+    *small.sampled(FAST),
+    *(pytest.param(name, head, marks=pytest.mark.slow) for name in [*NETWORKS, *SLOW] for head in HEADS if (name, head) not in FAST),
 ]
 
 

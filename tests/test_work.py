@@ -28,7 +28,6 @@ CASES = {
     "vgg, sgd, one-cycle, single": ("vgg", {**OPTIMIZERS["sgd-decay"], "head": "single"}),
     "mlp, adam, patience": ("mlp", {"lr": 0.03, "epochs": 9, "patience": 2, "schedule": "constant"}),
 }
-every_case = pytest.mark.parametrize("case", CASES)
 
 
 class Killed(BaseException):

@@ -24,8 +24,8 @@ CASES = {**OPS, **MERGED}
 SOURCE = Path(__file__).with_name("op_refused.py")
 LOST = "capacity lost here"
 SEEDS = 2
-SOME = sampled(CASES, 8, pytest.mark.slow)
-"""To capture a network takes a fifth of a second: an eighth of them in the fast suite, all of them in the slow one (and units and labels of all in CI)."""
+SOME = sampled(CASES, 8)
+"""To capture a network takes a fifth of a second: an eighth of them in the fast suite, all of them in CI."""
 
 
 # ---- what the table says, without the library

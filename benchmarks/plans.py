@@ -105,7 +105,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             Entry("clnp", "clnp", {**FLOAT, **QUICK}, "98.42 ± 0.04 (Golkar et al. 2019)"),
             Entry("single", "single", {}, "98.48 ± 0.05 (Golkar et al. 2019)"),
             Entry("ewc", "ewc", {"strength": 10_000.0}, "97.0"),
-            Entry("si", "si", {"damping": 0.1}, "97.2"),
+            Entry("si", "si", {"strength": 5.0, "damping": 0.1}, "97.2"),
             # What Adam does to weights that a task hardly needs disturbs the others, gradients alone far less.
             Entry("superposition", "superposition", SGD, "97.6"),
             Entry("packnet", "packnet", {"share": 0.15}),

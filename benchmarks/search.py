@@ -149,11 +149,7 @@ SEARCHES: dict[str, Search] = {
         "permuted-mnist",
         "si",
         10,
-        {
-            **_values("strength", 0.3, 1.0, 3.0),
-            "strength 0.3, lr 5e-4": {"strength": 0.3, "lr": 5e-4},
-            "strength 0.3, sgd, lr 0.2": {"strength": 0.3, "optimizer": "sgd", "lr": 0.2},
-        },
+        {**_values("strength", 0.3, 1.0, 3.0, 10.0), "strength 3.0, sgd, lr 0.2": {"strength": 3.0, "optimizer": "sgd", "lr": 0.2}},
         {**DENSE, "damping": 0.1},
     ),
     "permuted-mnist-superposition": Search(

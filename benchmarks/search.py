@@ -121,6 +121,18 @@ SEARCHES: dict[str, Search] = {
         _values("claim_weight", 0.1, 0.03, 0.3, 1.0),
         {"epochs": 6, "rounds": 2, "finetune_epochs": 2, "batch_size": 64, "l1": 5e-5, "margin": 0.002, "pool": 0.2},
     ),
+    # The row of thirty epochs: what keeps a task small, L1 or the margin, when it may claim as readily as reuse.
+    "permuted-mnist-30-epochs": Search(
+        "permuted-mnist",
+        "clnp",
+        6,
+        {
+            "l1 1e-5, margin 0.002": {"l1": 1e-5, "margin": 0.002},
+            "l1 5e-6, margin 0.002": {"l1": 5e-6, "margin": 0.002},
+            "l1 1e-5, margin 0.0005": {"l1": 1e-5, "margin": 0.0005},
+        },
+        {**THIRTY, "batch_size": 64, "claim_weight": 1.0},
+    ),
     # The row of thirty epochs: with more steps, and with more dropout, since training data are learned to the last example.
     "permuted-mnist-steps": Search("permuted-mnist", "clnp", 3, _values("batch_size", 64, 32), THIRTY),
     "permuted-mnist-dropout-30": Search(

@@ -66,6 +66,7 @@ def test_the_table_holds_what_the_issue_names():
         "split-fashion-mnist": ("task-incremental", 5, 5, "mlp-256"),
         "split-cifar10": ("task-incremental", 5, 5, "vgg-small"),
         "cifar10-100": ("task-incremental", 6, 11, "zenke"),
+        "cifar10-100-mirrored": ("task-incremental", 6, 11, "zenke"),
         "mixed": ("task-incremental", 15, 15, "vgg-small"),
         "split-cifar100-10x10": ("task-incremental", 10, 10, "resnet18-narrow"),
         "split-cifar100-20x5": ("task-incremental", 20, 20, "resnet18-narrow"),
@@ -139,7 +140,8 @@ def test_another_seed_holds_out_other_examples_and_never_touches_test_data(name,
     assert one.details["validation_sha256"] != two.details["validation_sha256"]
     if name not in PERMUTED:
         assert torch.equal(one.test[0], two.test[0])
-        pool = [sorted_images(torch.cat([task.train[0], task.validation[0]])) for task in (one, two)]
+        n_images = one.details["n_train"] // (2 if "mirrored" in name else 1)  # their mirror images come after them
+        pool = [sorted_images(torch.cat([task.train[0][:n_images], task.validation[0]])) for task in (one, two)]
         assert pool[0] == pool[1]
     assert torch.equal(one.test[1], two.test[1])
 
@@ -258,7 +260,7 @@ def test_rotation_in_pieces_equals_rotation_at_once():
 # Split
 
 
-@pytest.mark.parametrize("name", [name for name in SPLIT if name not in ("digits", "cifar10-100", "mixed")])
+@pytest.mark.parametrize("name", [name for name in SPLIT if name not in ("digits", "cifar10-100", "cifar10-100-mirrored", "mixed")])
 def test_a_split_task_holds_all_images_of_its_classes_and_no_others(name, data):
     tasks = the_tasks(name, data)
     size = tasks[0].n_classes
@@ -299,6 +301,19 @@ def test_cifar10_comes_first_and_then_cifar100_by_tens(data):
         assert task.details["source_classes"] == (list(range(10)) if t == 0 else list(range(10 * t - 10, 10 * t)))
         x, y = task.train
         assert torch.equal(written_label(task.details["source"], x), y + max(0, 10 * t - 10))
+
+
+def test_mirrored_tasks_have_every_training_image_twice_and_no_other_image_changed(data):
+    for task, plain in zip(the_tasks("cifar10-100-mirrored", data), the_tasks("cifar10-100", data), strict=True):
+        (x, y), (x_plain, y_plain) = task.train, plain.train
+        n = len(y_plain)
+        assert torch.equal(x[:n], x_plain)
+        assert torch.equal(x[n:, :, :, 0], x_plain[:, :, :, -1])
+        assert torch.equal(x[n:].flip(3), x_plain)
+        assert torch.equal(y, torch.cat([y_plain, y_plain]))
+        assert task.details == {**plain.details, "mirrored": True, "n_train": 2 * n}
+        for split in ("validation", "test"):
+            assert all(torch.equal(a, b) for a, b in zip(task.load(split), plain.load(split), strict=True))
 
 
 def test_each_seed_mixes_three_data_sets_in_an_order_of_its_own(data):

@@ -22,7 +22,7 @@ from clnp.data.idx import load_fashion_mnist, load_mnist
 from clnp.data.source import digest
 from clnp.data.task import JSON, Split, Task
 from clnp.errors import ConfigError
-from clnp.inputs import parts
+from clnp.inputs import each, parts
 from clnp.models import lookup
 from clnp.seeds import generator
 
@@ -193,6 +193,35 @@ def _cifar10_100(_name: str, data: Path | None, seed: int, n_tasks: int) -> list
     return [first] if n_tasks == 1 else [first, *split_tasks("cifar100", load_cifar100(data), seed, _groups(n_tasks - 1, 10))]
 
 
+def _mirrored(build: _NamedBuild) -> _NamedBuild:
+    """Return the same tasks whose training data have the mirror image of every image, too: twice as many, and an epoch twice as long.
+
+    Copies, not chance: what depends on an image alone is computed once and kept. Validation and test data stay as they are.
+    """
+
+    def tasks(name: str, data: Path | None, seed: int, n_tasks: int) -> list[Task]:
+        return [
+            replace(task, load=_with_mirror_images(task.load), details={**task.details, "mirrored": True, "n_train": 2 * _n_train(task)})
+            for task in build(name, data, seed, n_tasks)
+        ]
+
+    return tasks
+
+
+def _n_train(task: Task) -> int:
+    n_train = task.details["n_train"]
+    assert isinstance(n_train, int)
+    return n_train
+
+
+def _with_mirror_images(load: Callable[[Split], tuple[Inputs, Tensor]]) -> Callable[[Split], tuple[Inputs, Tensor]]:
+    def changed(split: Split) -> tuple[Inputs, Tensor]:
+        x, y = load(split)
+        return (each(x, lambda part: torch.cat([part, part.flip(-1)])), torch.cat([y, y])) if split == "train" else (x, y)
+
+    return changed
+
+
 def _mixed(_name: str, data: Path | None, seed: int, n_tasks: int) -> list[Task]:
     """Two classes at a time of three data sets, in an order that the seed draws; grey images are padded with black to 32 x 32 and repeated in three channels."""
     splits = [
@@ -323,6 +352,15 @@ BENCHMARKS: dict[str, Benchmark] = {
             max_tasks=11,
             model="zenke",
             build=_cifar10_100,
+        ),
+        _benchmark(
+            "cifar10-100-mirrored",
+            "cifar10-100 with the mirror image of every training image: twice as many of them",
+            "task-incremental",
+            n_tasks=6,
+            max_tasks=11,
+            model="zenke",
+            build=_mirrored(_cifar10_100),
         ),
         _benchmark(
             "mixed",

@@ -129,6 +129,7 @@ SEARCHES: dict[str, Search] = {
         {
             "l1 1e-5, margin 0.002": {"l1": 1e-5, "margin": 0.002},
             "l1 5e-6, margin 0.002": {"l1": 5e-6, "margin": 0.002},
+            "l1 2e-5, margin 0.0005, 10 epochs + 2 x 20": {"finetune_epochs": 20},
             "l1 1e-5, margin 0.0005": {"l1": 1e-5, "margin": 0.0005},
         },
         {**THIRTY, "batch_size": 64, "claim_weight": 1.0},

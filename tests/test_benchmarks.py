@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from clnp.benchmarks import BENCHMARKS, get_benchmark, rotate, rotated_tasks, split_tasks
+from clnp.benchmarks import BENCHMARKS, get_benchmark, rotated_tasks, split_tasks
 from clnp.data import download
 from clnp.data.digits import load_digits
 from clnp.data.idx import load_mnist
+from clnp.data.images import rotate
 from clnp.errors import ConfigError, DataError
 from clnp.models import MODELS, get_model
 from clnp.seeds import generator

@@ -6,23 +6,21 @@ gives the same tasks in whatever order they are loaded, and the first three of t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from clnp.data.cifar import load_cifar10, load_cifar100
 from clnp.data.digits import load_digits
 from clnp.data.idx import load_fashion_mnist, load_mnist
+from clnp.data.images import in_colour, mirrored, rotate
 from clnp.data.source import digest
 from clnp.data.task import JSON, Split, Task
 from clnp.errors import ConfigError
-from clnp.inputs import each, parts
 from clnp.models import lookup
 from clnp.seeds import generator
 
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
     from jaxtyping import Float32, Int64, UInt8
 
     from clnp.data.source import Source
-    from clnp.inputs import Inputs
 
 Scenario: TypeAlias = Literal["task-incremental", "domain-incremental", "class-incremental"]
 Build: TypeAlias = Callable[[Path | None, int, int], list[Task]]
@@ -129,24 +126,6 @@ def split_tasks(name: str, source: Source, seed: int, groups: Sequence[Sequence[
     ]
 
 
-def rotate(x: Float32[Tensor, "n c h w"], degrees: float) -> Float32[Tensor, "n c h w"]:
-    """Turn images anticlockwise about their centre, bilinearly; what comes in from outside is 0.
-
-    >>> x = torch.arange(9.0).view(1, 1, 3, 3)
-    >>> torch.allclose(rotate(x, 90), torch.rot90(x, 1, (2, 3)), atol=1e-5)
-    True
-    """
-    if degrees % 360 == 0:
-        return x  # sampling would move it by rounding
-    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    height, width = x.shape[2:]
-    # Output position -> input position, in units of half the image: rows of (x, y, 1), y pointing down. The ratios keep angles true
-    # where images are not square.
-    turn = torch.tensor([[cos, -sin * height / width, 0.0], [sin * width / height, cos, 0.0]])
-    grid = F.affine_grid(turn.unsqueeze(0), [1, 1, height, width], align_corners=False)
-    return torch.cat([F.grid_sample(part, grid.expand(len(part), -1, -1, -1), align_corners=False) for part in x.split(4096)])
-
-
 def _task(
     name: str,
     source: Source,
@@ -194,55 +173,19 @@ def _cifar10_100(_name: str, data: Path | None, seed: int, n_tasks: int) -> list
 
 
 def _mirrored(build: _NamedBuild) -> _NamedBuild:
-    """Return the same tasks whose training data have the mirror image of every image, too: twice as many, and an epoch twice as long.
-
-    Copies, not chance: what depends on an image alone is computed once and kept. Validation and test data stay as they are.
-    """
-
-    def tasks(name: str, data: Path | None, seed: int, n_tasks: int) -> list[Task]:
-        return [
-            replace(task, load=_with_mirror_images(task.load), details={**task.details, "mirrored": True, "n_train": 2 * _n_train(task)})
-            for task in build(name, data, seed, n_tasks)
-        ]
-
-    return tasks
-
-
-def _n_train(task: Task) -> int:
-    n_train = task.details["n_train"]
-    assert isinstance(n_train, int)
-    return n_train
-
-
-def _with_mirror_images(load: Callable[[Split], tuple[Inputs, Tensor]]) -> Callable[[Split], tuple[Inputs, Tensor]]:
-    def changed(split: Split) -> tuple[Inputs, Tensor]:
-        x, y = load(split)
-        return (each(x, lambda part: torch.cat([part, part.flip(-1)])), torch.cat([y, y])) if split == "train" else (x, y)
-
-    return changed
+    return lambda name, data, seed, n_tasks: [mirrored(task) for task in build(name, data, seed, n_tasks)]
 
 
 def _mixed(_name: str, data: Path | None, seed: int, n_tasks: int) -> list[Task]:
     """Two classes at a time of three data sets, in an order that the seed draws; grey images are padded with black to 32 x 32 and repeated in three channels."""
     splits = [
-        task if task.details["source"] == "cifar10" else replace(task, load=_as_colour(task.load, -source.mean[0] / source.std[0]))
+        task if task.details["source"] == "cifar10" else in_colour(task, black=-source.mean[0] / source.std[0])
         for load in (load_fashion_mnist, load_mnist, load_cifar10)
         for source in (load(data),)
         for task in split_tasks(source.name, source, seed, _groups(5, 2))
     ]
     order = torch.randperm(len(splits), generator=generator(seed, "order")).tolist()
     return [splits[place] for place in order[:n_tasks]]
-
-
-def _as_colour(load: Callable[[Split], tuple[Inputs, Tensor]], black: float) -> Callable[[Split], tuple[Tensor, Tensor]]:
-    """Return a loader of grey 28 x 28 images as if they were those of CIFAR; `black` is what a byte of 0 becomes."""
-
-    def changed(split: Split) -> tuple[Tensor, Tensor]:
-        inputs, y = load(split)
-        (x,) = parts(inputs)
-        return F.pad(x, (2, 2, 2, 2), value=black).expand(-1, 3, -1, -1).contiguous(), y
-
-    return changed
 
 
 # One thread is fastest for networks this small.

@@ -70,7 +70,7 @@ def linear():
     return layer.requires_grad_(False)
 
 
-@pytest.fixture(scope="module", params=["vgg", "resnet"])
+@pytest.fixture(scope="module", params=["vgg", pytest.param("resnet", marks=pytest.mark.thorough)])
 def exported(request, tmp_path_factory):
     """A learner of two tasks, and the second of them as ONNX, checked on real inputs."""
     learner = small.learned(request.param, 2, **FAST)

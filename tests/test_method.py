@@ -12,6 +12,7 @@ import clnp
 import promises
 from small import NETWORKS, OPTIMIZERS, SHAPE, config, learn, learned, network, task
 
+BOTH_AND_THE_DEAREST = ["mlp", "vgg", pytest.param("resnet", marks=pytest.mark.thorough)]
 CARRY = ["continue", "deepcopy", "save and load", "pickle"]
 
 
@@ -30,11 +31,16 @@ def carry(request, tmp_path):
     return carried
 
 
-# In the fast suite every two of optimizer, network and way meet, but for the dearest network, which meets one optimizer; in the slow one all three do.
+def suite(optimizer: str, name: str) -> list[pytest.MarkDecorator]:
+    """The small network meets every optimizer in the fast suite, the dearer ones meet one; of the others CI has what `thorough` says."""
+    if name == "mlp" or optimizer == "adamw":
+        return []
+    return [pytest.mark.thorough if name == "vgg" else pytest.mark.slow]
+
+
+# Every two of optimizer, network and way meet, as far as `suite` lets them; in the slow suite all three do.
 WAYS = [
-    pytest.param(
-        optimizer, name, way, marks=[] if (i + j + k) % 3 == 0 and (name != "resnet" or optimizer == "adamw") else pytest.mark.slow
-    )
+    pytest.param(optimizer, name, way, marks=suite(optimizer, name) if (i + j + k) % 3 == 0 else pytest.mark.slow)
     for i, optimizer in enumerate(OPTIMIZERS)
     for j, name in enumerate(NETWORKS)
     for k, way in enumerate(CARRY)
@@ -49,17 +55,13 @@ def test_nothing_is_forgotten(optimizer, name, carry):
 
 @pytest.mark.parametrize(
     ("optimizer", "name"),
-    [
-        pytest.param(optimizer, name, marks=pytest.mark.slow if name == "resnet" and optimizer != "adamw" else [])
-        for optimizer in OPTIMIZERS
-        for name in NETWORKS
-    ],
+    [pytest.param(optimizer, name, marks=suite(optimizer, name)) for optimizer in OPTIMIZERS for name in NETWORKS],
 )
 def test_the_training_network_itself_holds_still(optimizer, name):
     promises.training_network_holds_still(name, **OPTIMIZERS[optimizer])
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", BOTH_AND_THE_DEAREST)
 def test_no_claimed_unit_reads_what_is_not_needed(name):
     learner = learned(name, 3)
     promises.interference_is_zero(learner)
@@ -75,7 +77,7 @@ def test_later_tasks_learn_too(name):
         assert accuracy > 0.9, f"task {number}: {accuracy}"
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", BOTH_AND_THE_DEAREST)
 def test_single_head_forgets_nothing_and_gates_by_task(name):
     learner = clnp.Learner(network(name), torch.zeros(2, *SHAPE))
     learn(learner, 0, head="single")

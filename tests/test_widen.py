@@ -52,7 +52,7 @@ def test_the_next_task_learns_in_the_new_units(name, monkeypatch):
     assert wider.capacity()[tight].free == 0 < n_free
 
 
-@pytest.mark.parametrize("name", ["mlp", "vgg", pytest.param("resnet", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["mlp", pytest.param("vgg", marks=pytest.mark.thorough), pytest.param("resnet", marks=pytest.mark.slow)])
 def test_it_goes_on_in_the_old_directory_and_files_of_tasks_are_not_written_again(name, tmp_path):
     learner = learned(name, 2)
     learner.save(tmp_path)

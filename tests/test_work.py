@@ -584,7 +584,7 @@ DENSE = {
 }
 
 
-@pytest.mark.parametrize(("name", "settings", "part"), sampled(DENSE.values(), 2), ids=DENSE)
+@pytest.mark.parametrize(("name", "settings", "part"), sampled(DENSE.values()), ids=DENSE)
 def test_methods_with_a_dense_network_go_on_too(steps, always, tmp_path, name, settings, part):
     settings = LearnConfig(**{"epochs": 2, "rounds": 1, "finetune_epochs": 1, "batch_size": 30, "lr": 0.01, **settings})
 

@@ -96,7 +96,7 @@ def test_channels_last_changes_nothing():
     assert torch.allclose(learner.predict(c.to(memory_format=torch.channels_last), task="one"), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["vit-einsum", "resnet"])
+@pytest.mark.parametrize("name", [pytest.param("vit-einsum", marks=pytest.mark.thorough), "resnet"])
 def test_it_works_under_autocast_to_bfloat16(name):
     entry = ZOO[name]
     a, b, c, d = tasks_for(entry)[0]

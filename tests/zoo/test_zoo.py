@@ -17,11 +17,13 @@ from clnp.narrow import narrow
 from clnp.wiring import trace
 from small import sampled
 
-QUICK = ("two-inputs", "lstm")
-"""These learn three tasks in the fast suite, where `test_examples` has transformers; the others in the slow one."""
+QUICK = "two-inputs"
+"""It learns three tasks in the fast suite, where `test_examples` has transformers, a recurrent one does in CI, the others in the slow suite."""
 NAMES = [pytest.param("swin", marks=pytest.mark.slow), *sampled([name for name in ZOO if name != "swin"])]
 """To capture one takes a second, a Swin transformer ten."""
-LEARNING = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ZOO]
+LEARNING = [
+    name if name == QUICK else pytest.param(name, marks=pytest.mark.thorough if name == "lstm" else pytest.mark.slow) for name in ZOO
+]
 SINGLE_ONLY = ("llama-by-hand", "lstm", "lstm-bidirectional", "gru")
 """Networks whose code, or whose layers (the first hidden state), ask for single precision once they are captured."""
 FIXED = {("text-cnn", "embedding"), ("beit", "qkv.weight")}
@@ -185,7 +187,7 @@ def test_narrowed_is_the_network_without_the_other_units(name):
     check_narrowed(name, [ZOO[name].example(n) for n in BATCHES], seed=0)
 
 
-@pytest.mark.parametrize("name", [name for name, entry in ZOO.items() if entry.varying])
+@pytest.mark.parametrize("name", sampled(name for name, entry in ZOO.items() if entry.varying))
 def test_narrowed_takes_other_sizes_where_the_network_does(name):
     check_narrowed(name, [make(n) for make in ZOO[name].varying for n in BATCHES], seed=1)
 
@@ -202,7 +204,7 @@ def test_in_double_precision_nothing_is_lost(name):
         assert largest(run(narrow(wiring, state, units).eval(), x), expected) <= 1e-9 * max(1.0, float(expected.abs().max()))
 
 
-@pytest.mark.parametrize(("name", "group"), EMPTIED)
+@pytest.mark.parametrize(("name", "group"), sampled(EMPTIED, 2))
 def test_a_group_without_units_deletes_its_branch(name, group):
     wiring = wiring_of(name)
     model, _ = stirred(name, 2)
@@ -296,7 +298,7 @@ def test_what_was_loaded_learns_on_and_forgets_nothing(name, tmp_path):
     assert_same(logits, logits_of(loaded, mixed_batch(entry)))
 
 
-@pytest.mark.parametrize("name", [name if name in ("two-inputs", "lstm") else pytest.param(name, marks=pytest.mark.slow) for name in ZOO])
+@pytest.mark.parametrize("name", LEARNING)
 def test_every_group_can_be_wider_and_every_bit_stays(name, tmp_path):
     entry, (learner, _, logits) = ZOO[name], learned(name)
     x, rows = mixed_batch(entry), learner.capacity()

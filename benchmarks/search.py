@@ -179,7 +179,7 @@ SEARCHES: dict[str, Search] = {
         },
         DENSE,
     ),
-    "permuted-mnist-hat": Search("permuted-mnist", "hat", 10, _values("strength", 0.75, 0.1, 2.0), DENSE),
+    "permuted-mnist-hat": Search("permuted-mnist", "hat", 10, _values("strength", 0.75, 0.1, 0.02), DENSE),
     "permuted-mnist-packnet": Search("permuted-mnist", "packnet", 10, _values("share", 0.1, 0.2), DENSE),
     # The whole budget of the table on one task: how much of it after pruning.
     "permuted-mnist-packnet-epochs": Search(

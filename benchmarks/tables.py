@@ -139,6 +139,7 @@ PAPER = {
     "si": "synaptic intelligence",
     "superposition": "superposition",
     "clnp, 30 epochs": "CLNP",
+    "clnp, 30 epochs, more units": "CLNP, with more units",
 }
 """The rows of the paper's table: our label -> the paper's name."""
 

@@ -3,7 +3,7 @@
     python benchmarks/figures.py             every figure that there are results for, to docs/figures/
     python benchmarks/figures.py ablations   one of them
 
-Needs matplotlib (`pip install 'clnp[figures]'`). The same results give the same bytes, so that a test can hold the figures to the results.
+Needs matplotlib (`pip install '.[figures]'`). The same results give the same bytes, so that a test can hold the figures to the results.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-SKIPPED = "skipped: atheris is not installed. pip install -c constraints.txt 'clnp[fuzz]'"
+SKIPPED = "skipped: atheris is not installed. pip install -c constraints.txt '.[fuzz]'"
 MODULES = ["clnp", "json", "yaml", "pydantic"]
 DICTIONARY = [
     "{",

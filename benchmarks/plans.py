@@ -154,7 +154,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         "permuted-mnist",
         "mlp-2000",
         50,
-        # A pool of so many units, and not a share of what is free: the last tasks have as much to train in as the first.
         {**THIRTY, "finetune_epochs": 5, "pool": 300, "margin": 0.005, "l1": 5e-5, "threads": 1},
         (Entry("clnp", "clnp", {}, "about 25 tasks (Golkar et al. 2019)", seeds=1),),
     ),

@@ -159,7 +159,7 @@ SEARCHES: dict[str, Search] = {
         {"epochs": 6, "rounds": 2, "finetune_epochs": 2, "precision": "bfloat16"},
     ),
     # All ten tasks, for a setting that holds old tasks too firmly, or eats what is free, looks good for the first few.
-    "permuted-mnist-ewc": Search("permuted-mnist", "ewc", 10, _values("strength", 1000.0, 10_000.0, 100_000.0), DENSE),
+    "permuted-mnist-ewc": Search("permuted-mnist", "ewc", 10, _values("strength", 1000.0, 3000.0, 10_000.0), DENSE),
     "permuted-mnist-si": Search(
         "permuted-mnist",
         "si",
@@ -252,7 +252,7 @@ SEARCHES: dict[str, Search] = {
         "zenke",
     ),
     # All six tasks, as above: what the baselines hold on to must leave room for the last.
-    "cifar-si": Search("cifar10-100-mirrored", "si", 6, _values("strength", 0.1, 1.0, 10.0), {**MIRRORED, "damping": 0.1}),
+    "cifar-si": Search("cifar10-100-mirrored", "si", 6, _values("strength", 0.03, 0.1, 1.0), MIRRORED),
     "cifar-ewc": Search("cifar10-100-mirrored", "ewc", 6, _values("strength", 100.0, 1000.0, 10_000.0), MIRRORED),
     "cifar-packnet": Search("cifar10-100-mirrored", "packnet", 6, _values("share", 0.15, 0.3, 0.5), MIRRORED),
     "cifar-hat": Search("cifar10-100-mirrored", "hat", 6, _values("strength", 0.1, 0.75, 2.0), MIRRORED),

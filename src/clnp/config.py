@@ -50,7 +50,7 @@ class LearnConfig(BaseModel):
     margin: float = Field(0.002, ge=0, lt=1, description="validation accuracy a task may give up, once, to leave room; 0.002 is 0.2 points")
     pool: Pool = Field(
         0.25,
-        description="free units a task may train in, per group: 'all', a count, or a fraction of them; 0 trains a head on reused units alone; "
+        description="free units a task may train in, per group: 'all', a count, or a fraction of the group, as many as are free; 0 trains a head on reused units alone; "
         "sizes by group: {conv*: all, '*': 80}, the first pattern that matches counts",
     )
     criterion: Criterion = Field("activity-weight", description="the importance of a unit, see clnp.importance.CRITERIA")

@@ -138,7 +138,7 @@ def _require_packages(chosen: Format) -> None:
             try:
                 importlib.import_module(package)
             except ImportError as error:
-                raise ExportError(f"the package '{package}' is not installed. Run: pip install 'clnp[onnx]'.") from error
+                raise ExportError(f"the package '{package}' is not installed. Run: pip install onnx onnxscript onnxruntime.") from error
 
 
 # ---- the examples that it is checked on

@@ -1,4 +1,4 @@
-"""Networks of timm, which somebody else wrote, where timm is installed: `pip install clnp[timm]`."""
+"""Networks of timm, which somebody else wrote, where timm is installed: `pip install '.[timm]'`."""
 
 from __future__ import annotations
 

@@ -279,7 +279,8 @@ def show(name: str) -> dict[str, str]:
     if name == "permuted-mnist":
         tables |= {"disk": disk(name)}
     if name == "cifar":
-        tables |= {"per task": per_task(name)} | ({"layers": layers(rows["clnp"])} if "clnp" in rows else {})
+        places = {"layers": "clnp", "wide layers": "clnp, twice as wide"}
+        tables |= {"per task": per_task(name)} | {place: layers(rows[label]) for place, label in places.items() if label in rows}
     if name == "permuted-mnist-50":
         tables |= {"course": course(next(iter(rows.values()))[0])}
     return tables

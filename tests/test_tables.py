@@ -230,6 +230,8 @@ def test_a_marked_table_is_filled_and_the_rest_stays(tiny):
         assert reproduce.filled(page.format(old)) == page.format(f"{table}\n")
     with pytest.raises(SystemExit, match="tiny: forecast"):
         reproduce.filled("<!-- tiny: forecast -->\n<!-- end -->")
+    with pytest.raises(SystemExit, match="1 tables end in it, and 0 begin"):
+        reproduce.filled("<!-- tiny: main, mistyped -->\n<!-- end -->")
 
 
 @pytest.mark.parametrize("name", [name for name in plans.EXPERIMENTS if tables.found(name)])

@@ -43,6 +43,7 @@ STYLE: dict[str, Any] = {
 # Okabe & Ito 2008: colours that the colour-blind tell apart. Ours is the strongest line.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#F0E442")
 OURS = "#000000"
+STYLES = ("-", "--", ":", "-.")
 
 
 def average(runs: list[Run]) -> float:
@@ -65,11 +66,10 @@ def methods(rows: Rows, title: str) -> Figure:
     """Draw the mean accuracy over the tasks learned so far, a line a method."""
     figure, axes = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
     rows = dict(sorted(rows.items(), key=lambda row: -average(row[1])))
-    colours = iter([*COLOURS, *COLOURS])
+    ours_in, others_in = iter([(OURS, style) for style in STYLES]), iter([(colour, style) for style in STYLES for colour in COLOURS])
     for label, runs in rows.items():
         ours = label.startswith("clnp")
-        colour, number = OURS if ours else next(colours), len(axes.lines)
-        style = "--" if label == "clnp, 30 epochs" or number > len(COLOURS) else "-"
+        colour, style = next(ours_in if ours else others_in)
         values = so_far(runs)
         axes.plot(
             range(1, len(values) + 1), values, style, color=colour, lw=2.2 if ours else 1.3, label=f"{label} ({100 * average(runs):.2f})"

@@ -159,7 +159,7 @@ SEARCHES: dict[str, Search] = {
         {"epochs": 6, "rounds": 2, "finetune_epochs": 2, "precision": "bfloat16"},
     ),
     # All ten tasks, for a setting that holds old tasks too firmly, or eats what is free, looks good for the first few.
-    "permuted-mnist-ewc": Search("permuted-mnist", "ewc", 10, _values("strength", 1000.0, 3000.0, 10_000.0), DENSE),
+    "permuted-mnist-ewc": Search("permuted-mnist", "ewc", 10, _values("strength", 1000.0, 3000.0, 10_000.0, 300.0), DENSE),
     "permuted-mnist-si": Search(
         "permuted-mnist",
         "si",
@@ -179,7 +179,17 @@ SEARCHES: dict[str, Search] = {
         },
         DENSE,
     ),
-    "permuted-mnist-hat": Search("permuted-mnist", "hat", 10, _values("strength", 0.75, 0.1, 0.02), DENSE),
+    "permuted-mnist-hat": Search(
+        "permuted-mnist",
+        "hat",
+        10,
+        {
+            **_values("strength", 0.75, 0.1),
+            "sgd, lr 0.2, batch 256": {"optimizer": "sgd", "lr": 0.2, "batch_size": 256},
+            "sgd, lr 0.05, batch 256": {"optimizer": "sgd", "lr": 0.05, "batch_size": 256},
+        },
+        DENSE,
+    ),
     "permuted-mnist-packnet": Search("permuted-mnist", "packnet", 10, _values("share", 0.1, 0.2), DENSE),
     # The whole budget of the table on one task: how much of it after pruning.
     "permuted-mnist-packnet-epochs": Search(

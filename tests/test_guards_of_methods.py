@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from clnp import seeds
 from clnp.config import LearnConfig
 from clnp.methods import METHODS
 from clnp.methods.ewc import Springs, fisher_diagonal
@@ -315,9 +316,10 @@ def test_hat_freezes_what_is_used_fully_and_trains_what_is_not_used():
     assert not (now["2.weight"][0, 2:] == before["2.weight"][0, 2:]).any(), "a row that is used, from columns that are not"
 
 
-def test_hats_attention_is_annealed_within_an_epoch_and_sparse_by_its_penalty():
+@pytest.mark.parametrize("speed", [SPEED, 1.0])
+def test_hats_attention_is_annealed_within_an_epoch_and_sparse_by_its_penalty(speed):
     trunk = nn.Sequential(nn.Linear(3, 5), nn.ReLU())
-    guard = Attention(trace(trunk, X[:2]), 0.0, 0)
+    guard = Attention(trace(trunk, X[:2]), 0.0, 0, speed)
     guard.begin_(trunk, 0)
     guard.steps_per_epoch = 11
     seen = []
@@ -331,9 +333,21 @@ def test_hats_attention_is_annealed_within_an_epoch_and_sparse_by_its_penalty():
     trained = guard.embeddings[0]
     trained.grad = torch.zeros(5)
     guard.before_step_(trunk)
-    a = torch.sigmoid(SPEED * trained.detach())
+    a = torch.sigmoid(speed * trained.detach())
     unscaled = 2.0 * a * (1 - a) / 5
-    torch.testing.assert_close(trained.grad, SPEED * 400 * unscaled)  # cosh(s e) over cosh(e) is 1 where s is
+    torch.testing.assert_close(trained.grad, speed * 400 * unscaled)  # cosh(s e) over cosh(e) is 1 where s is
+
+
+@pytest.mark.parametrize(("optimizer", "speed"), [("sgd", 1.0), ("adam", SPEED), ("adamw", SPEED)])
+def test_hat_trains_embeddings_faster_where_the_optimizer_takes_no_account_of_gradients_size(optimizer, speed):
+    def trunk():
+        return nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+
+    method = METHODS["hat"](trunk, torch.zeros(2, 3), LearnConfig(optimizer=optimizer), 3)
+    method.guard.begin_(method.trunk, 0)
+    assert method.guard.speed == speed
+    drawn = torch.randn(4, generator=seeds.generator(3, "task", 0, "embedding"))
+    torch.testing.assert_close(speed * method.guard.embeddings[0].detach(), drawn)
 
 
 def test_hat_keeps_each_task_s_statistics_of_norms():

@@ -8,7 +8,8 @@ tasks, :math:`a^{<t}`, the update of a weight from unit j to unit i is multiplie
 Reference: Serra et al. 2018. Departures: units are those of our wiring, so that tied layers share their attention, and any network that it
 understands will do; attention multiplies a unit's weights and bias, which for ReLU and linear layers is to multiply its output; the update is
 scaled, not the gradient, for Adam would undo the scaling of a gradient. Adam moves every parameter by about the learning rate in a step, however large
-its gradient; with the few and large steps of our training an embedding would hardly move from where it was drawn. So what is trained is e / 10.
+its gradient; with the few and large steps of our training an embedding would hardly move from where it was drawn. So under Adam what is trained is
+e / 10. SGD, which the authors have, moves embeddings by their rescaled gradients, and weighs the sparsity term by c, which Adam does not.
 Each task keeps its own running statistics of batch norms, which no attention shields.
 """
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 LARGEST = 400.0
 """s_max, as in the paper."""
 SPEED = 10.0
-"""How many times faster than a weight an embedding moves."""
+"""How many times faster than a weight an embedding moves under Adam."""
 CLAMP_EMBEDDING, CLAMP_COSH = 6.0, 50.0
 """Limits of e and of s e, as in the authors' code."""
 
@@ -47,16 +48,17 @@ class Attention(Guard):
         wiring: of the trunk.
         strength: c.
         seed: of the embeddings.
+        speed: how many times faster than a weight an embedding moves.
     """
 
     used: Tensor
     """a of earlier tasks, the largest: (n_units + 1,); the last place answers for raw input, which everybody uses."""
     step: Tensor
 
-    def __init__(self, wiring: Wiring, strength: float, seed: int) -> None:
+    def __init__(self, wiring: Wiring, strength: float, seed: int, speed: float = SPEED) -> None:
         super().__init__()
-        self.wiring, self.strength, self.seed = wiring, strength, seed
-        self.embeddings = nn.ParameterList()  # e / SPEED
+        self.wiring, self.strength, self.seed, self.speed = wiring, strength, seed, speed
+        self.embeddings = nn.ParameterList()  # e / speed
         self.statistics = nn.ModuleList()  # of norms, as each task left them
         used = torch.zeros(wiring.n_units + 1)
         used[-1] = 1.0
@@ -71,7 +73,7 @@ class Attention(Guard):
         for embedding in self.embeddings:
             embedding.requires_grad_(False)
         values = torch.randn(self.wiring.n_units, generator=seeds.generator(self.seed, "task", index, "embedding"))
-        self.embeddings.append(nn.Parameter(values.to(self.used.device) / SPEED))
+        self.embeddings.append(nn.Parameter(values.to(self.used.device) / self.speed))
         self.statistics.append(nn.Module())
         for name, buffer in _statistics(trunk).items():
             self.statistics[-1].register_buffer(key(name), buffer.clone())
@@ -91,7 +93,7 @@ class Attention(Guard):
 
     def attention(self, index: int, s: float) -> Tensor:
         """Return a, (n_units + 1,)."""
-        return torch.cat([torch.sigmoid(s * SPEED * self.embeddings[index]), torch.ones(1, device=self.used.device)])
+        return torch.cat([torch.sigmoid(s * self.speed * self.embeddings[index]), torch.ones(1, device=self.used.device)])
 
     def _masked(self, parameters: Mapping[str, Tensor], attention: Tensor) -> dict[str, Tensor]:
         seen: dict[str, Tensor] = {}
@@ -121,9 +123,9 @@ class Attention(Guard):
         assert trained.grad is not None
         free = 1 - self.used[:-1]
         with torch.no_grad():
-            embedding = SPEED * trained
+            embedding = self.speed * trained
             a = torch.sigmoid(self._s * embedding)
-            trained.grad += SPEED * self.strength * self._s * a * (1 - a) * free / free.sum().clamp_min(1e-8)
+            trained.grad += self.speed * self.strength * self._s * a * (1 - a) * free / free.sum().clamp_min(1e-8)
             inner = (self._s * embedding).clamp(-CLAMP_COSH, CLAMP_COSH)
             trained.grad *= LARGEST / self._s * (torch.cosh(inner) + 1) / (torch.cosh(embedding) + 1)
 
@@ -131,7 +133,7 @@ class Attention(Guard):
     def after_step_(self, trunk: nn.Module) -> None:
         """Scale the update of each weight by what earlier tasks leave of it."""
         self.step += 1
-        self.embeddings[-1].clamp_(-CLAMP_EMBEDDING / SPEED, CLAMP_EMBEDDING / SPEED)
+        self.embeddings[-1].clamp_(-CLAMP_EMBEDDING / self.speed, CLAMP_EMBEDDING / self.speed)
         for name, before in self._before.items():
             parameter = trunk.get_parameter(name)
             torch.lerp(before, parameter, self._left[name], out=parameter)
@@ -158,5 +160,5 @@ def _along(values: Tensor, dim: int, like: Tensor) -> Tensor:
 
 def hat(make_trunk: Callable[[], nn.Module], example: Inputs, config: LearnConfig, seed: int) -> Shared:
     """Hard attention to the task (Serra et al. 2018): learned attention to units, which shields what earlier tasks use."""
-    wiring = trace(make_trunk(), example)
-    return Shared(make_trunk, example, config, seed, Attention(wiring, config.strength if config.strength is not None else 0.75, seed))
+    wiring, strength = trace(make_trunk(), example), 0.75 if config.strength is None else config.strength
+    return Shared(make_trunk, example, config, seed, Attention(wiring, strength, seed, 1.0 if config.optimizer == "sgd" else SPEED))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +78,7 @@ def methods(rows: Rows, title: str) -> Figure:
     low = sorted(average(runs) for runs in rows.values())
     if len(low) > 3 and low[1] - low[0] > 0.1:  # fine-tuning would flatten all others into one line
         axes.set_ylim(bottom=low[1] - 0.01, top=1.0 if low[-1] > 0.99 else low[-1] + 0.004)
-    axes.set(xlabel="tasks learned", ylabel="mean test accuracy so far", title=title)
+    axes.set(xlabel="tasks learned", ylabel="mean test accuracy so far", title=textwrap.fill(title, 70))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title="at the end, %")

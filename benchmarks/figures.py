@@ -67,7 +67,8 @@ def methods(rows: Rows, title: str) -> Figure:
     """Draw the mean accuracy over the tasks learned so far, a line a method."""
     figure, axes = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
     rows = dict(sorted(rows.items(), key=lambda row: -average(row[1])))
-    ours_in, others_in = iter([(OURS, style) for style in STYLES]), iter([(colour, style) for style in STYLES for colour in COLOURS])
+    ours_in = ((OURS, style) for style in STYLES)
+    others_in = ((colour, style) for style in STYLES for colour in COLOURS)
     for label, runs in rows.items():
         ours = label.startswith("clnp")
         colour, style = next(ours_in if ours else others_in)

@@ -135,9 +135,10 @@ def filled(page: str) -> str:
             raise SystemExit(f"cannot fill '{name}: {key}': there is no such table, or nothing was kept for it yet")
         return f"{place[1]}{text}\n{place[4]}"
 
-    text, n_tables = PLACE.subn(table, page)
-    if n_tables != page.count("<!-- end -->"):
-        raise SystemExit(f"cannot fill a page: {page.count('<!-- end -->')} tables end in it, and {n_tables} begin with the name of one")
+    text, n_begun = PLACE.subn(table, page)
+    n_ended = page.count("<!-- end -->")
+    if n_begun != n_ended:
+        raise SystemExit(f"cannot fill a page: {n_ended} tables end in it, and {n_begun} begin with the name of one")
     return text
 
 

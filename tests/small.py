@@ -75,6 +75,8 @@ class ResNet(nn.Module):
 
 
 NETWORKS = {"mlp": mlp, "vgg": vgg, "resnet": ResNet}
+RESNET_IN_CI = ["mlp", "vgg", pytest.param("resnet", marks=pytest.mark.thorough)]
+"""Their names, for what is too dear for the fast suite with the last of them."""
 
 
 def network(name: str, seed: int = 0) -> nn.Module:

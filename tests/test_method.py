@@ -10,9 +10,8 @@ import torch
 
 import clnp
 import promises
-from small import NETWORKS, OPTIMIZERS, SHAPE, config, learn, learned, network, task
+from small import NETWORKS, OPTIMIZERS, RESNET_IN_CI, SHAPE, config, learn, learned, network, task
 
-BOTH_AND_THE_DEAREST = ["mlp", "vgg", pytest.param("resnet", marks=pytest.mark.thorough)]
 CARRY = ["continue", "deepcopy", "save and load", "pickle"]
 
 
@@ -61,7 +60,7 @@ def test_the_training_network_itself_holds_still(optimizer, name):
     promises.training_network_holds_still(name, **OPTIMIZERS[optimizer])
 
 
-@pytest.mark.parametrize("name", BOTH_AND_THE_DEAREST)
+@pytest.mark.parametrize("name", RESNET_IN_CI)
 def test_no_claimed_unit_reads_what_is_not_needed(name):
     learner = learned(name, 3)
     promises.interference_is_zero(learner)
@@ -77,7 +76,7 @@ def test_later_tasks_learn_too(name):
         assert accuracy > 0.9, f"task {number}: {accuracy}"
 
 
-@pytest.mark.parametrize("name", BOTH_AND_THE_DEAREST)
+@pytest.mark.parametrize("name", RESNET_IN_CI)
 def test_single_head_forgets_nothing_and_gates_by_task(name):
     learner = clnp.Learner(network(name), torch.zeros(2, *SHAPE))
     learn(learner, 0, head="single")

@@ -143,7 +143,7 @@ def test_free_units_are_released_before_claimed_ones_that_matter_a_little_more(m
         assert (scores[1.0][group] > 0).any()
 
 
-@pytest.mark.parametrize("network", ["mlp", "vgg", pytest.param("resnet", marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("network", small.RESNET_IN_CI)
 @pytest.mark.parametrize("settings", [{"rounds": 1, "finetune_epochs": 0}, {"rounds": 2, "finetune_epochs": 0}, {"rounds": 2}], ids=str)
 def test_the_margin_holds_and_is_told(network, settings, monkeypatch):
     learner = new(network)

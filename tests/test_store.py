@@ -82,7 +82,7 @@ HISTORIES = {
 }
 
 
-@pytest.mark.parametrize("network", ["mlp", "vgg", pytest.param("resnet", marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("network", small.RESNET_IN_CI)
 def test_what_is_loaded_is_what_was_saved_and_learns_on_alike(network, tmp_path):
     learner = learned(network, HISTORIES[network], seed=5)
     before = copy.deepcopy(learner._state)

@@ -14,11 +14,11 @@ import clnp.pruning
 import promises
 from clnp.cli import main
 from clnp.narrow import narrow
-from small import SHAPE, learn, learned, network
+from small import RESNET_IN_CI, SHAPE, learn, learned, network
 from test_pruning import nothing_released
 
 
-@pytest.mark.parametrize("name", ["mlp", "vgg", pytest.param("resnet", marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("name", RESNET_IN_CI)
 def test_every_group_can_be_wider_and_every_bit_stays(name):
     learner = learned(name, 2)
     before, rows, allocation = promises.logits_of(learner), learner.capacity(), learner.allocation

@@ -299,7 +299,7 @@ def test_explain_says_what_was_merged_and_what_is_raw():
     assert traced("raw input among the features").explain().endswith("heads read 5 features, 2 of them raw input")
 
 
-@pytest.mark.parametrize("name", ["mlp", "vgg", pytest.param("resnet", marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("name", small.RESNET_IN_CI)
 def test_the_graph_depends_on_the_architecture_alone(name):
     one = small.network(name, seed=1)
     before = {key: value.clone() for key, value in one.state_dict().items()}

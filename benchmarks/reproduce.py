@@ -37,12 +37,13 @@ from run_examples import show as show_example
 from search import SEARCHES
 from search import kept as kept_search
 from search import table as search_table
-from tables import kept, paper_table, run_name, show
+from speed import tables as speed_tables
+from tables import RESULTS, kept, paper_table, run_name, show
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "docs/results.md", "docs/tuning.md", "docs/performance.md", "docs/examples.md")
 PLACE = re.compile(r"(<!-- (?P<name>[\w-]+): (?P<key>[\w -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-"""Where a table stands on a page: between `<!-- EXPERIMENT: TABLE -->`, `<!-- search: NAME -->` or `<!-- example: NAME -->`, and `<!-- end -->`."""
+"""Where a table stands on a page: between `<!-- EXPERIMENT: TABLE -->`, `<!-- search: NAME -->`, `<!-- example: NAME -->` or `<!-- speed: NAME -->`, and `<!-- end -->`."""
 MAIN = [sys.executable, "-c", "from clnp.cli import main; main()"]
 
 
@@ -129,6 +130,8 @@ def filled(page: str) -> str:
             text = paper_table()
         elif name == "example":
             text = show_example(key)
+        elif name == "speed":
+            text = speed_tables(json.loads((RESULTS / "speed.json").read_text(encoding="utf-8"))).get(key, "")
         else:
             text = show(name).get(key, "")
         if not text:

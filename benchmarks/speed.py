@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py --out benchmarks/results/speed.json                      without peers
     bash benchmarks/peers.sh DIR && python benchmarks/speed.py --peers DIR/bin/python --out ...
-    python benchmarks/speed.py --phases --data DATA --out ...                           where a task's time goes
+    python benchmarks/speed.py --phases 3 --data DATA --out ...                         where a task's time goes, with --threads
     python benchmarks/speed.py --show benchmarks/results/speed.json                     the tables
 
 Everyone is a process of its own that waits for its turn; a round is one turn of each, the first of all again after the last. A turn's CPU time (user + system) is divided by
@@ -130,16 +130,16 @@ def hold(contest: str, names: list[str], rounds: int, pythons: Mapping[str, str]
     return {"steps_a_turn": N_BATCHES, "rounds": rounds, "contestants": found}
 
 
-def phases(data: Path | None, n_tasks: int) -> dict[str, Any]:
+def phases(data: Path | None, n_tasks: int, n_threads: int) -> dict[str, Any]:
     """Learn the first tasks of permuted MNIST and say which phase took how much CPU time."""
     import torch
 
     from clnp.benchmarks import get_benchmark
-    from clnp.experiment import build_trunk, configure
+    from clnp.experiment import build_trunk, configure, versions
     from clnp.inputs import cut
     from clnp.learner import Learner
 
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(n_threads)
     config = configure("permuted-mnist", n_tasks=n_tasks)
     tasks = get_benchmark("permuted-mnist").tasks(data, 0, n_tasks)
     example = cut(tasks[0].validation[0], 0, 2)
@@ -148,7 +148,7 @@ def phases(data: Path | None, n_tasks: int) -> dict[str, Any]:
     for task in tasks:
         train, validation = task.train, task.validation
         spent: dict[str, float] = {}
-        at = ["begin", time.process_time()]
+        at = ["train", time.process_time()]  # its first epoch has what the task needs before it
 
         def follow(event: dict[str, Any], spent: dict[str, float] = spent, at: list[Any] = at) -> None:
             now = time.process_time()
@@ -160,12 +160,7 @@ def phases(data: Path | None, n_tasks: int) -> dict[str, Any]:
         follow({"event": "end"})
         rows.append(spent)
         print({name: round(seconds, 2) for name, seconds in spent.items()}, flush=True)
-    chosen = [sum(row.get(name, 0.0) for name in ("score", "select", "commit")) for row in rows]
-    return {
-        "tasks": rows,
-        "share_of_selection_and_commit": [part / sum(row.values()) for part, row in zip(chosen, rows, strict=True)],
-        "learn": config.learn.model_dump(mode="json"),
-    }
+    return {"tasks": rows, "learn": config.learn.model_dump(mode="json"), "versions": versions()}
 
 
 def optimizer_bytes() -> dict[str, int]:
@@ -185,25 +180,43 @@ def directory_bytes(directory: Path) -> dict[str, Any]:
     return {"total": sum(files.values()), "files": files}
 
 
-def show(found: dict[str, Any]) -> str:
-    """Return the tables in Markdown."""
-    lines: list[str] = []
-    for contest, result in found.get("contests", {}).items():
-        names = result["contestants"]
-        lines += [
-            f"**{contest}**",
-            "",
-            "| | CPU time, ratio | smallest and largest ratio | peak memory over that before, MB |",
-            "|---|---|---|---|",
-        ]
-        for name, row in names.items():
-            if "absent" in row:
-                lines.append(f"| {name} | not measured: {row['absent']} | | |")
-                continue
-            span = f"{min(row['ratios']):.3f} to {max(row['ratios']):.3f}" if row["ratios"] else ""
-            lines.append(f"| {name} | {row['ratio']:.3f} | {span} | {row['peak_mb'] - row['before_mb']:.0f} |")
-        lines.append("")
+def contest_table(contestants: Mapping[str, Any]) -> str:
+    """Return the table of a contest in Markdown."""
+    lines = ["| | CPU time, ratio | smallest and largest ratio | peak memory over that before, MB |", "|---|---|---|---|"]
+    for name, row in contestants.items():
+        if "absent" in row:
+            lines.append(f"| {name} | not measured: {row['absent']} | | |")
+            continue
+        span = f"{min(row['ratios']):.3f} to {max(row['ratios']):.3f}" if row["ratios"] else ""
+        lines.append(f"| {name} | {row['ratio']:.3f} | {span} | {row['peak_mb'] - row['before_mb']:.0f} |")
     return "\n".join(lines)
+
+
+def phases_table(measured: Mapping[str, Any]) -> str:
+    """Return where a task's time goes in Markdown, with so many threads each."""
+    parts = {"training": "train", "fine-tuning": "finetune", "scoring": "score", "selection": "select", "commit": "commit"}
+    lines = [
+        f"| threads | task | in all | {' | '.join(parts)} | scoring, selection and commit |",
+        "|---" * (len(parts) + 4) + "|",
+    ]
+    for n_threads, found in sorted(measured.items()):
+        for place, row in enumerate(found["tasks"], start=1):
+            whole, spent = sum(row.values()), {part: row.get(name, 0.0) for part, name in parts.items()}
+            chosen = sum(spent[part] for part in ("scoring", "selection", "commit"))
+            seconds = " | ".join(f"{value:.0f} s" if value >= 20 else f"{value:.1f} s" for value in spent.values())
+            lines.append(f"| {n_threads} | {place} | {whole:.0f} s | {seconds} | {100 * chosen / whole:.1f} % |")
+    return "\n".join(lines)
+
+
+def tables(found: dict[str, Any]) -> dict[str, str]:
+    """Return all tables in Markdown: name -> table."""
+    shown = {contest: contest_table(result["contestants"]) for contest, result in found.get("contests", {}).items()}
+    return {**shown, **({"phases": phases_table(found["phases"])} if "phases" in found else {})}
+
+
+def show(found: dict[str, Any]) -> str:
+    """Return all tables in Markdown, under their names."""
+    return "\n".join(f"**{name}**\n\n{table}\n" for name, table in tables(found).items())
 
 
 def main() -> None:
@@ -213,6 +226,7 @@ def main() -> None:
     parser.add_argument("--only", help="one contest")
     parser.add_argument("--peers", help="the python of an environment that has the peers")
     parser.add_argument("--phases", type=int, metavar="TASKS", help="say where the time of the first so many tasks of permuted MNIST goes")
+    parser.add_argument("--threads", type=int, default=THREADS, help="of --phases; contests have two")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--model", type=Path, help="a model directory whose bytes are counted")
     parser.add_argument("--out", type=Path)
@@ -237,7 +251,7 @@ def main() -> None:
     commands = found.setdefault("commands", [])
     commands.append(shlex.join(["python", *sys.argv]))
     if given.phases:
-        found["phases"] = phases(given.data, given.phases)
+        found.setdefault("phases", {})[str(given.threads)] = phases(given.data, given.phases, given.threads)
     elif given.model:
         found["directory"] = directory_bytes(given.model)
     else:

@@ -164,6 +164,7 @@ def test_every_table_stands_on_a_page():
             assert f"<!-- {name}: {key} -->" in text
     for name in search.SEARCHES:
         assert not search.kept(name).exists() or f"<!-- search: {name} -->" in text
+    assert all(f"<!-- speed: {key} -->" in text for key in speed.tables(json.loads((tables.RESULTS / "speed.json").read_text())))
 
 
 def test_the_paper_s_table_stands_in_the_readme():
@@ -285,3 +286,10 @@ def test_each_task_has_its_mean_over_seeds(monkeypatch):
     monkeypatch.setattr(tables, "EXPERIMENTS", {"tiny": Experiment("", "digits", "mlp-small", 3, {}, ())})
     monkeypatch.setattr(tables, "found", lambda _: {"clnp": [RUN]})
     assert tables.per_task("tiny").splitlines()[2] == "| clnp | 90.00 | 80.00 | 70.00 | 80.00 |"
+
+
+def test_phases_say_what_share_of_a_task_is_not_training():
+    row = {"train": 60.0, "finetune": 30.0, "score": 0.5, "select": 9.0, "commit": 0.5}
+    lines = speed.phases_table({"2": {"tasks": [row]}, "1": {"tasks": [row, {"train": 1.0}]}}).splitlines()
+    assert lines[2] == "| 1 | 1 | 100 s | 60 s | 30 s | 0.5 s | 9.0 s | 0.5 s | 10.0 % |"
+    assert [line.split(" | ")[:2] for line in lines[3:]] == [["| 1", "2"], ["| 2", "1"]]

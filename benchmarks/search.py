@@ -265,7 +265,17 @@ SEARCHES: dict[str, Search] = {
     "cifar-si": Search("cifar10-100-mirrored", "si", 6, _values("strength", 0.03, 0.1, 1.0), MIRRORED),
     "cifar-ewc": Search("cifar10-100-mirrored", "ewc", 6, _values("strength", 100.0, 1000.0, 10_000.0), MIRRORED),
     "cifar-packnet": Search("cifar10-100-mirrored", "packnet", 6, _values("share", 0.15, 0.3, 0.5), MIRRORED),
-    "cifar-hat": Search("cifar10-100-mirrored", "hat", 6, _values("strength", 0.1, 0.75, 2.0), MIRRORED),
+    "cifar-hat": Search(
+        "cifar10-100-mirrored",
+        "hat",
+        6,
+        {
+            "sgd, lr 0.05": {"optimizer": "sgd", "lr": 0.05},
+            "sgd, lr 0.02": {"optimizer": "sgd", "lr": 0.02},
+            "adam": {},
+        },
+        MIRRORED,
+    ),
     "cifar-clnp": Search(
         "cifar10-100",
         "clnp",

@@ -110,6 +110,18 @@ def written_fullest(runs: list[Run]) -> str:
     return f"{100 * max(shares):.0f} %" if shares else ""
 
 
+def full_before(runs: list[Run], n_tasks: int) -> str:
+    """Say after how many tasks the network was full, if it was before the last: the averages are of those that were learned."""
+    learned = [len(run["tasks"]) for run in runs]
+    if min(learned) == n_tasks:
+        return ""
+    return (
+        f" (full after {min(learned)} of {n_tasks} tasks)"
+        if min(learned) == max(learned)
+        else f" (full after {min(learned)} to {max(learned)} of {n_tasks} tasks)"
+    )
+
+
 def main_table(name: str) -> str:
     """Return the table of an experiment in the order of the plan, a row an entry."""
     rows = found(name)
@@ -118,7 +130,7 @@ def main_table(name: str) -> str:
     for label, runs in rows.items():
         lines.append(
             [
-                label,
+                label + full_before(runs, EXPERIMENTS[name].n_tasks),
                 spread([run["average_accuracy"] for run in runs]),
                 spread([just_learned(run) for run in runs]),
                 written_forgetting(runs),
@@ -171,6 +183,22 @@ def per_task(name: str) -> str:
         for label, runs in rows.items()
     ]
     return markdown(["method", *(f"task {task + 1}" for task in range(n_tasks)), "mean"], lines)
+
+
+def orders(name: str) -> str:
+    """Return, for each row and seed, which draws an order of the tasks, the final accuracy over all tasks and over those of each data set."""
+    lines: list[list[object]] = []
+    sources: list[str] = []
+    for label, runs in found(name).items():
+        for run in runs:
+            of: dict[str, list[float]] = {}
+            for task, accuracy in zip(run["tasks"], run["accuracy_matrix"][-1], strict=True):
+                of.setdefault(task.rpartition("-")[0], []).append(accuracy)
+            sources = sources or sorted(of)
+            first = ", ".join(task for task in run["tasks"][:3])
+            means = [f"{100 * mean(of[source]):.2f}" if source in of else "" for source in sources]
+            lines.append([label, run["seed"], first, f"{100 * run['average_accuracy']:.2f}", *means, written_fullest([run])])
+    return markdown(["method", "order", "its first three tasks", "average accuracy, %", *sources, "fullest layer"], lines)
 
 
 def layers(runs: list[Run]) -> str:
@@ -281,6 +309,8 @@ def show(name: str) -> dict[str, str]:
     if name == "cifar":
         places = {"layers": "clnp", "wide layers": "clnp, twice as wide"}
         tables |= {"per task": per_task(name)} | {place: layers(rows[label]) for place, label in places.items() if label in rows}
+    if name == "mixed":
+        tables |= {"orders": orders(name)}
     if name == "permuted-mnist-50":
         tables |= {"course": course(next(iter(rows.values()))[0])}
     return tables

@@ -293,3 +293,22 @@ def test_phases_say_what_share_of_a_task_is_not_training():
     lines = speed.phases_table({"2": {"tasks": [row]}, "1": {"tasks": [row, {"train": 1.0}]}}).splitlines()
     assert lines[2] == "| 1 | 1 | 100 s | 60 s | 30 s | 0.5 s | 9.0 s | 0.5 s | 10.0 % |"
     assert [line.split(" | ")[:2] for line in lines[3:]] == [["| 1", "2"], ["| 2", "1"]]
+
+
+def test_orders_tell_the_data_sets_apart(tiny):
+    path = tables.kept("tiny", TINY.entries[0], 1)
+    path.parent.mkdir(parents=True)
+    names = ["fashion-mnist-1", "cifar10-2", "fashion-mnist-2"]
+    path.write_text(json.dumps({**RUN, "tasks": names, "accuracy_matrix": [[0.9, 0.6, 0.7]], "seed": 1}))
+    assert tables.orders("tiny").splitlines() == [
+        "| method | order | its first three tasks | average accuracy, % | cifar10 | fashion-mnist | fullest layer |",
+        "|---|---|---|---|---|---|---|",
+        f"| finetune | 1 | {', '.join(names)} | 80.00 | 60.00 | 80.00 | 80 % |",
+    ]
+
+
+def test_a_network_that_was_full_before_the_last_task_is_said_to_be():
+    short = {"tasks": ["a", "b"]}
+    assert tables.full_before([RUN], 3) == ""
+    assert tables.full_before([short], 3) == " (full after 2 of 3 tasks)"
+    assert tables.full_before([RUN, short], 3) == " (full after 2 to 3 of 3 tasks)"

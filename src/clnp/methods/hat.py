@@ -39,6 +39,9 @@ SPEED = 10.0
 """How many times faster than a weight an embedding moves under Adam."""
 CLAMP_EMBEDDING, CLAMP_COSH = 6.0, 50.0
 """Limits of e and of s e, as in the authors' code."""
+LEAST = 1e-10
+"""Weights are multiplied by at least this much attention: with what less would make of them a processor is many times slower, and it is no more than rounding.
+The gradient is that of the attention itself."""
 
 
 class Attention(Guard):
@@ -93,7 +96,9 @@ class Attention(Guard):
 
     def attention(self, index: int, s: float) -> Tensor:
         """Return a, (n_units + 1,)."""
-        return torch.cat([torch.sigmoid(s * self.speed * self.embeddings[index]), torch.ones(1, device=self.used.device)])
+        a = torch.sigmoid(s * self.speed * self.embeddings[index])
+        a = a + (a.clamp_min(LEAST) - a).detach()
+        return torch.cat([a, torch.ones(1, device=self.used.device)])
 
     def _masked(self, parameters: Mapping[str, Tensor], attention: Tensor) -> dict[str, Tensor]:
         seen: dict[str, Tensor] = {}

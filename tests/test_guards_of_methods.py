@@ -10,6 +10,7 @@ from torch import nn
 
 from clnp import seeds
 from clnp.config import LearnConfig
+from clnp.errors import ConfigError
 from clnp.methods import METHODS
 from clnp.methods.ewc import Springs, fisher_diagonal
 from clnp.methods.guards import GuardedNetwork
@@ -69,6 +70,28 @@ class Twice(nn.Module):
         return self.head(self.layer(self.layer(x).tanh()))
 
 
+class Weight(nn.Module):
+    """A linear layer's weights are used beside the layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.head(nn.functional.linear(self.layer(x).tanh(), self.layer.weight))
+
+
+class Rows(nn.Module):
+    """A layer reads two vectors of each example, as if they were examples."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(3, 4), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(self.layer(x.reshape(-1, 3)).relu().reshape(len(x), 8))
+
+
 @pytest.mark.parametrize(
     ("network", "x"),
     [
@@ -76,8 +99,10 @@ class Twice(nn.Module):
         (nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3)), torch.randn(9, 1, 3, 4)),
         (nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Flatten(), nn.Linear(8, 3)), torch.randn(9, 2, 3)),
         (Twice(), X),
+        (Weight(), X),
+        (Rows(), torch.randn(9, 2, 3)),
     ],
-    ids=["linear", "convolution", "positions", "twice"],
+    ids=["linear", "convolution", "positions", "twice", "weight", "rows"],
 )
 def test_the_fisher_information_is_that_of_each_example_and_class(network, x):
     names = [name for name, _ in network.named_parameters()]
@@ -108,31 +133,48 @@ def test_springs_pull_with_lambda_times_fisher_times_distance_to_every_task():
     torch.testing.assert_close(trunk.weight.grad, expected)
 
 
-def test_springs_are_tied_to_what_was_learned():
+def fisher_of(network):
+    names = [f"trunk.{name}" for name, _ in network.trunk.named_parameters()]
+    found = fisher_diagonal(network.eval(), names, X)
+    return {name.removeprefix("trunk."): fisher for name, fisher in found.items()}
+
+
+def test_springs_of_every_task_are_tied_where_it_was_learned():
     network = guarded(Springs(100.0, None))
     steps(network)
-    network.guard.learned_(network, TensorExamples(X, Y), 0, 0)
-    before = copy.deepcopy(network.trunk.state_dict())
-    for name, parameter in network.trunk.named_parameters():
-        parameter.grad = torch.zeros_like(parameter)
-        stiffness = network.guard.stiffness.get_buffer(name.replace(".", "/"))
-        assert (stiffness >= 0).all()
-        torch.testing.assert_close(network.guard.pull.get_buffer(name.replace(".", "/")), stiffness * before[name])
-    network.guard.before_step_(network.trunk)
-    for parameter in network.trunk.parameters():
-        torch.testing.assert_close(parameter.grad, torch.zeros_like(parameter), atol=1e-5, rtol=0)
+    fishers, places = [], []
+    for task in range(2):
+        fishers.append(fisher_of(network))
+        places.append(copy.deepcopy(network.trunk.state_dict()))
+        assert all((fisher > 0).any() for fisher in fishers[-1].values())
+        network.guard.learned_(network, TensorExamples(X, Y), task, 0)
+        if task == 0:
+            for parameter in network.trunk.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            network.guard.before_step_(network.trunk)
+            for parameter in network.trunk.parameters():
+                torch.testing.assert_close(parameter.grad, torch.zeros_like(parameter), atol=1e-5, rtol=0)
+        with torch.no_grad():
+            network.trunk[0].weight += 0.3
+    for name, _ in network.trunk.named_parameters():
+        stiffness, pull = (tensors.get_buffer(name.replace(".", "/")) for tensors in (network.guard.stiffness, network.guard.pull))
+        torch.testing.assert_close(stiffness, fishers[0][name] + fishers[1][name])
+        torch.testing.assert_close(pull, fishers[0][name] * places[0][name] + fishers[1][name] * places[1][name])
 
 
 def test_the_online_form_keeps_one_spring_at_the_newest_place():
     network = guarded(Springs(1.0, 0.5))
+    first = fisher_of(network)["0.weight"]
     network.guard.learned_(network, TensorExamples(X, Y), 0, 0)
-    first = network.guard.stiffness.get_buffer("0/weight").clone()
     with torch.no_grad():
         network.trunk[0].weight += 1
+    second = fisher_of(network)["0.weight"]
     network.guard.learned_(network, TensorExamples(X, Y), 1, 0)
     stiffness = network.guard.stiffness.get_buffer("0/weight")
-    assert (stiffness >= 0.5 * first - 1e-7).all()
+    torch.testing.assert_close(stiffness, 0.5 * first + second)
     torch.testing.assert_close(network.guard.pull.get_buffer("0/weight"), stiffness * network.trunk[0].weight.detach())
+    method = METHODS["online-ewc"](lambda: nn.Sequential(nn.Linear(3, 2)), torch.zeros(2, 3), LearnConfig(), 0)
+    assert method.guard.decay == 0.95
 
 
 # ---- SI
@@ -157,6 +199,30 @@ def test_the_path_integral_on_a_quadratic_is_the_fall_of_the_loss():
     torch.testing.assert_close(path.get_buffer("contribution.weight"), fall, rtol=5e-3, atol=0)
     path.learned_(GuardedNetwork(trunk, nn.Linear(1, 2), path, 0), TensorExamples(X, Y), 0)
     torch.testing.assert_close(path.get_buffer("importance.weight"), fall / (trunk.weight.detach().square() + 1e-3), rtol=5e-3, atol=0)
+
+
+def test_what_si_holds_is_the_sum_over_tasks_of_what_helped():
+    """Two tasks on 1/2 a (theta - goal)^2, both begun away from zero; the last weight is moved against its gradient, and counts for nothing."""
+    a, xi = torch.tensor([[1.0, 4.0, 1.0]]), 0.1
+    trunk, path = nn.Linear(3, 1, bias=False), PathIntegral(0.0, xi)
+    with torch.no_grad():
+        trunk.weight.copy_(torch.tensor([[2.0, -1.0, 3.0]]))
+    expected = torch.zeros(1, 3)
+    for task, goal in enumerate((1.0, 0.5)):
+        path.begin_(trunk, task)
+        start, sign = trunk.weight.detach().clone(), torch.tensor([[1.0, 1.0, -1.0]])
+        for _ in range(2000):
+            trunk.weight.grad = a * (trunk.weight.detach() - goal)
+            path.before_step_(trunk)
+            with torch.no_grad():
+                trunk.weight -= 1e-4 * sign * trunk.weight.grad
+            path.after_step_(trunk)
+        path.learned_(GuardedNetwork(trunk, nn.Linear(1, 2), path, task), TensorExamples(X, Y), task)
+        now = trunk.weight.detach()
+        fall = 0.5 * a * ((start - goal).square() - (now - goal).square())
+        assert fall[0, 2] < 0
+        expected += fall.relu() / ((now - start).square() + xi)
+    torch.testing.assert_close(path.get_buffer("importance.weight"), expected, rtol=1e-2, atol=1e-6)
 
 
 def test_the_penalty_of_si_pulls_back_and_is_no_contribution():
@@ -221,6 +287,18 @@ def test_a_rotation_keeps_lengths_and_a_complex_layer_is_the_real_part():
     weight = torch.complex(trunk[0].weight, guard.imaginary["0"])
     expected = (torch.polar(torch.ones(3), phase) * X) @ weight.T
     torch.testing.assert_close(found, expected.real)
+
+
+def test_a_complex_convolution_pads_both_of_its_parts_alike():
+    layer = nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular", bias=False)
+    trunk, guard = nn.Sequential(layer), Contexts("complex", 0)
+    guard.begin_(trunk, 0)
+    x = torch.randn(2, 2, 5, 5)
+    found = trunk(guard.context(x, 0))
+    padded = nn.functional.pad(x, (1, 1, 1, 1), mode="circular")
+    turned = torch.polar(torch.ones(2), guard.drawn("0", 2))[:, None, None] * padded
+    expected = nn.functional.conv2d(turned.real, layer.weight) - nn.functional.conv2d(turned.imag, guard.imaginary["0"])
+    torch.testing.assert_close(found, expected)
 
 
 def test_biases_which_no_context_reaches_are_each_task_s_own():
@@ -316,6 +394,51 @@ def test_hat_freezes_what_is_used_fully_and_trains_what_is_not_used():
     assert not (now["2.weight"][0, 2:] == before["2.weight"][0, 2:]).any(), "a row that is used, from columns that are not"
 
 
+def test_hat_shields_what_any_earlier_task_uses():
+    trunk = nn.Sequential(nn.Linear(3, 50), nn.ReLU())
+    guard = Attention(trace(trunk, X[:2]), 0.75, 0)
+    used = []
+    for task in range(3):
+        network = GuardedNetwork(trunk, nn.Linear(50, 2), guard, task)
+        guard.begin_(trunk, task)
+        shielded = guard.used[:-1] > 0.999
+        before = trunk[0].weight.detach().clone()
+        if task:
+            assert shielded.any()
+            steps(network, 5)
+            assert torch.equal(trunk[0].weight[shielded], before[shielded])
+            assert not torch.equal(trunk[0].weight, before)
+        guard.learned_(network, TensorExamples(X, Y), task)
+        used.append(guard.attention(task, 400.0).detach())
+        assert torch.equal(guard.used, torch.stack(used).amax(0))
+
+
+def test_hat_pays_for_new_units_alone():
+    trunk = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+    guard = Attention(trace(trunk, X[:2]), 3.0, 0, 1.0)
+    guard.begin_(trunk, 0)
+    guard.used.copy_(torch.tensor([1.0, 0.5, 0.0, 0.0, 1.0]))
+    guard._s = 1.0
+    trained = guard.embeddings[0]
+    trained.grad = torch.zeros(4)
+    guard.before_step_(trunk)
+    a = torch.sigmoid(trained.detach())
+    torch.testing.assert_close(trained.grad, 400 * 3.0 * a * (1 - a) * torch.tensor([0.0, 0.5, 1.0, 1.0]) / 2.5)
+
+
+def test_hat_multiplies_by_nothing_that_slows_a_processor_down_and_keeps_the_gradient():
+    trunk = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+    guard = Attention(trace(trunk, X[:2]), 0.75, 0, 1.0)
+    guard.begin_(trunk, 0)
+    with torch.no_grad():
+        guard.embeddings[0].copy_(torch.tensor([-0.2, -0.1, 0.0, 0.1]))
+    a = guard.attention(0, 400.0)
+    assert a.tolist() == pytest.approx([1e-10, 1e-10, 0.5, 1.0, 1.0])
+    (gradient,) = torch.autograd.grad(a[1], guard.embeddings[0])
+    plain = torch.sigmoid(torch.tensor(-40.0, dtype=torch.float64))
+    assert float(gradient[1]) == pytest.approx(float(400 * plain * (1 - plain)), rel=1e-3, abs=0)
+
+
 @pytest.mark.parametrize("speed", [SPEED, 1.0])
 def test_hats_attention_is_annealed_within_an_epoch_and_sparse_by_its_penalty(speed):
     trunk = nn.Sequential(nn.Linear(3, 5), nn.ReLU())
@@ -350,12 +473,13 @@ def test_hat_trains_embeddings_faster_where_the_optimizer_takes_no_account_of_gr
     torch.testing.assert_close(speed * method.guard.embeddings[0].detach(), drawn)
 
 
-def test_hat_keeps_each_task_s_statistics_of_norms():
+@pytest.mark.parametrize("name", ["hat", "packnet", "wsn", "superposition"])
+def test_each_task_has_its_own_statistics_of_norms(name):
     def trunk():
         torch.manual_seed(0)
         return nn.Sequential(nn.Linear(3, 32), nn.BatchNorm1d(32), nn.ReLU())
 
-    method = METHODS["hat"](trunk, torch.zeros(2, 3), LearnConfig(epochs=3, rounds=1, finetune_epochs=0, batch_size=16), 0)
+    method = METHODS[name](trunk, torch.zeros(2, 3), LearnConfig(epochs=3, rounds=1, finetune_epochs=0, batch_size=16), 0)
     method.learn("one", (X, Y), (X, Y), 2, lambda _: None)
     mean = method.trunk[1].running_mean.clone()
     method.learn("two", (3 * X + 5, Y), (3 * X + 5, Y), 2, lambda _: None)
@@ -382,3 +506,20 @@ def test_masks_keep_old_answers_bit_for_bit(name):
     before = method.predict(X, "one")
     method.learn("two", (X, 1 - Y), (X, 1 - Y), 2, lambda _: None)
     assert torch.equal(before, method.predict(X, "one"))
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "said"),
+    [
+        ("packnet", lambda: [nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))], "PackNet.*layer '0'.*weight norm"),
+        ("wsn", lambda: [nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))], "WSN.*layer '0'.*weight norm"),
+        ("hat", lambda: [nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))], "HAT.*layer '0'.*weight norm"),
+        ("hat", lambda: [nn.Linear(3, 4), nn.BatchNorm1d(4, affine=False)], "HAT.*norm '1' has no weights"),
+        ("superposition", lambda: [nn.Unflatten(1, (1, 3)), nn.Conv1d(1, 4, 3), nn.Flatten()], "layer '1' is Conv1d"),
+    ],
+    ids=["packnet", "wsn", "hat", "hat-norm", "superposition"],
+)
+def test_networks_that_a_method_would_get_wrong_are_refused(name, layers, said):
+    method = METHODS[name](lambda: nn.Sequential(*layers(), nn.ReLU()), torch.zeros(2, 3), LearnConfig(epochs=1), 0)
+    with pytest.raises(ConfigError, match=said):
+        method.learn("one", (X, Y), (X, Y), 2, lambda _: None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -10,8 +11,8 @@ from torch import nn
 
 from clnp.benchmarks import BENCHMARKS
 from clnp.config import LearnConfig
-from clnp.errors import StoreError, TrainingError
-from clnp.methods import METHODS
+from clnp.errors import ConfigError, DataError, StoreError, TaskError, TrainingError
+from clnp.methods import METHODS, joint
 from clnp.methods.dense import STATE
 from clnp.models import MODELS
 from clnp.seeds import seeded
@@ -105,7 +106,74 @@ def test_methods_that_promise_it_forget_nothing(name, tasks):
     x = tasks[0].test[0]
     before = method.predict(x, tasks[0].name)
     teach(method, tasks[1])
+    x_second = tasks[1].test[0]
+    second = method.predict(x_second, tasks[1].name)
+    teach(method, tasks[2])
     assert torch.equal(method.predict(x, tasks[0].name), before) == (name in EXACT)
+    assert torch.equal(method.predict(x_second, tasks[1].name), second) == (name in EXACT)
+
+
+@every_method
+def test_a_name_that_is_taken_is_refused_and_nothing_changes(name, tasks):
+    method = make(name)
+    teach(method, tasks[0])
+    before = method.predict(tasks[0].test[0], tasks[0].name)
+    with pytest.raises(TaskError, match=f"'{tasks[0].name}'.*learned already"):
+        teach(method, tasks[0])
+    assert torch.equal(method.predict(tasks[0].test[0], tasks[0].name), before)
+
+
+@every_method
+def test_labels_that_are_no_classes_are_refused_before_anything_is_changed(name, tasks):
+    method = make(name)
+    teach(method, tasks[0])
+    before = method.predict(tasks[0].test[0], tasks[0].name)
+    (x, y), validation = tasks[1].train, tasks[1].validation
+    for wrong, right in (((x, y + 5), validation), ((x, y), (validation[0], validation[1] - 1))):
+        with pytest.raises(DataError, match=r"expected labels 0 to 1, found (6|-1)"):
+            method.learn("wrong", wrong, right, 2, lambda _: None)
+    assert torch.equal(method.predict(tasks[0].test[0], tasks[0].name), before)
+    teach(method, tasks[1])
+    x, y = tasks[1].validation
+    assert method.predict(x, tasks[1].name).shape == (len(x), 2)
+
+
+SHARE_ALL = {"finetune", "joint", "ewc", "online-ewc", "si", "superposition", "packnet", "hat", "wsn"}
+"""Methods whose tasks all move the same weights: a task that was not finished leaves them half trained."""
+
+
+@every_method
+def test_what_a_task_left_half_learned_is_not_used(name, tasks, tmp_path):
+    method = make(name)
+    teach(method, tasks[0])
+    method.save(tmp_path)
+    x = tasks[0].test[0]
+    before = method.predict(x, tasks[0].name)
+
+    def stop(_event):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        teach(method, tasks[1], stop)
+    if name not in SHARE_ALL:
+        assert torch.equal(method.predict(x, tasks[0].name), before)
+        return
+    for use in (lambda: method.predict(x, tasks[0].name), lambda: teach(method, tasks[2]), lambda: method.save(tmp_path)):
+        with pytest.raises(TaskError, match=f"learning task '{tasks[1].name}' was not finished"):
+            use()
+    fresh = make(name)
+    fresh.load(tmp_path)
+    assert torch.equal(fresh.predict(x, tasks[0].name), before)
+
+
+@every_method
+def test_a_head_that_all_share_is_refused_where_nothing_protects_it(name):
+    config = CONFIG.model_copy(update={"head": "single"})
+    if name in {"ewc", "online-ewc", "si", "packnet", "hat", "wsn"}:
+        with pytest.raises(ConfigError, match=r"one head for all tasks.*head=multi"):
+            make(name, config)
+    else:
+        make(name, config)
 
 
 @every_method
@@ -269,6 +337,18 @@ def test_the_upper_bound_learns_all_tasks_at_once(tasks):
     for task in tasks:
         x, y = task.test
         assert (method.predict(x, task.name).argmax(1) == y).float().mean() > 0.95
-    n_steps = []
-    teach(make("joint", config), tasks[0], lambda event: n_steps.append(event["epoch"]))
-    assert len(n_steps) == 10, "as many epochs as the others have"
+    n_epochs = []
+    teach(make("joint", config), tasks[0], lambda event: n_epochs.append(event["epoch"]))
+    assert len(n_epochs) == 10, "as many epochs as the others have"
+
+
+def test_the_upper_bound_sees_all_examples_so_far_in_every_epoch(tasks, monkeypatch):
+    method, seen = make("joint"), []
+    monkeypatch.setattr(joint, "fit_dense_", lambda network, train, *_, **__: seen.append((network, train)) or 1.0)
+    for task in tasks:
+        teach(method, task)
+    assert [len(train) for _, train in seen] == list(itertools.accumulate(len(task.train[1]) for task in tasks))
+    network, train = seen[-1]
+    logits = network((*[part[:1] for part in train.x[:-1]], torch.tensor([1])))
+    assert (logits[0, [0, 1, 4, 5]] == joint.FAR).all(), "classes of other tasks are no answers"
+    assert (logits[0, 2:4] > joint.FAR / 2).all()

@@ -239,7 +239,7 @@ def fit(
                     schedule.step()
                 at.total, at.n = at.total + float(loss.detach()), at.n + 1
                 if not math.isfinite(at.total):
-                    raise TrainingError(_diverged(task, phase, at.epoch, "the loss"))
+                    raise TrainingError(_diverged(network, task, phase, at.epoch, "the loss"))
                 at.stepped()
         if progress is not None:
             told = {"event": "epoch", "task": task, "phase": phase, "round": place[-1], "epoch": at.epoch + 1, "epochs": epochs}
@@ -251,7 +251,7 @@ def fit(
     if at.best >= 0:
         load_trained_(network, at.best_state)
     if not all(bool(torch.isfinite(tensor).all()) for tensor in network.state_dict().values()):
-        raise TrainingError(_diverged(task, phase, epochs - 1, "a weight or a statistic"))
+        raise TrainingError(_diverged(network, task, phase, epochs - 1, "a weight or a statistic"))
     at.finish()
     network.eval()
 
@@ -266,10 +266,11 @@ def _check_batch(network: Trainable, y: Tensor, n_classes: int, task: str) -> No
         )
 
 
-def _diverged(task: str, phase: str, epoch: int, what: str) -> str:
+def _diverged(network: Trainable, task: str, phase: str, epoch: int, what: str) -> str:
+    untouched = "Earlier tasks are" if isinstance(network, SplitNetwork) else "What was saved is"
     return (
         f"learning task '{task}' was abandoned in epoch {epoch + 1} of phase '{phase}': {what} became NaN or infinite. "
-        f"Earlier tasks are untouched. Lower the learning rate, or look for extreme values in the data."
+        f"{untouched} untouched. Lower the learning rate, or look for extreme values in the data."
     )
 
 

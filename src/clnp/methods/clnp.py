@@ -1,4 +1,10 @@
-"""Continual learning via neural pruning: the method of this library, as experiments run it."""
+"""Continual learning via neural pruning: the method of this library, as experiments run it.
+
+A weight from unit v to unit u is frozen where u is claimed and the task that owns it needs v, zero for ever where u is claimed and that task does not
+need v, and trained where u is free (`clnp.isolation`); what is pruned and how is `clnp.pruning`, the whole in docs/method.md.
+
+Reference: Golkar, Kagan & Cho 2019. Where we depart from it stands on that page, too.
+"""
 
 from __future__ import annotations
 

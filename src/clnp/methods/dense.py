@@ -15,10 +15,10 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from clnp import seeds, training
-from clnp.errors import StoreError, first_line
+from clnp.errors import StoreError, TaskError, first_line
 from clnp.files import digest, write_atomic
 from clnp.inputs import parts
-from clnp.sources import TensorExamples
+from clnp.sources import TensorExamples, check_labels
 from clnp.work import Work, fingerprint
 
 if TYPE_CHECKING:
@@ -31,6 +31,19 @@ if TYPE_CHECKING:
     from clnp.methods.joint import ManyHeads
 
 STATE = "method.json"
+
+
+def check_task(name: str, tasks: Sequence[str], train: tuple[Inputs, Tensor], validation: tuple[Inputs, Tensor], n_classes: int) -> None:
+    """Check what can be checked before anything is changed.
+
+    Raises:
+        TaskError: a task of that name is learned already.
+        DataError: a label lies outside of the classes.
+    """
+    if name in tasks:
+        raise TaskError(f"cannot learn task '{name}': a task of that name is learned already. Choose another name.")
+    check_labels(train[1], n_classes, f"training data of task '{name}'")
+    check_labels(validation[1], n_classes, f"validation data of task '{name}'")
 
 
 def make_head(n_features: int, n_classes: int, *place: int | str) -> nn.Linear:

@@ -10,19 +10,22 @@ tasks is a quadratic of its own, so that two tensors hold it, however many tasks
 
 Reference: Kirkpatrick et al. 2017, equation 3; the online form is Schwarz et al. 2018, equation 9. The squared gradient is taken for each
 example and not for the mean of a batch, which many implementations do and which is no Fisher information. The expectation over labels is
-the whole sum over classes, not one label drawn from it: a network that is sure of its answers draws the others too rarely.
+the whole sum over classes, not one label drawn from it: a network that is sure of its answers draws the others too rarely. The online form does not
+bring each task's F to the same length, as Schwarz et al. do. Running statistics of batch norms are no weights: no spring holds them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from clnp import seeds
 from clnp.inputs import cut, length, parts, take, to_device
@@ -66,18 +69,31 @@ def fisher_diagonal(network: nn.Module, names: list[str], x: Inputs) -> dict[str
 def _linear_layers(network: nn.Module, names: list[str], x: Inputs) -> dict[str, nn.Linear]:
     """Return the linear layers that a network passes once, with one vector for each example."""
     linear = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear) and f"{name}.weight" in names}
-    dims: dict[str, list[int]] = {name: [] for name in linear}
+    shapes: dict[str, list[tuple[int, ...]]] = {name: [] for name in linear}
 
     def note(name: str, _module: nn.Module, given: tuple[Tensor, ...]) -> None:
-        dims[name].append(given[0].dim())
+        shapes[name].append(tuple(given[0].shape))
 
     hooks = [module.register_forward_pre_hook(partial(note, name)) for name, module in linear.items()]
-    with torch.no_grad():
+    with torch.no_grad(), Uses() as uses:
         network(*parts(x))
     for hook in hooks:
         hook.remove()
-    uses = Counter(id(parameter) for _, parameter in network.named_parameters(remove_duplicate=False))
-    return {name: module for name, module in linear.items() if dims[name] == [2] and uses[id(module.weight)] == 1}
+    a_vector_each = {name for name, seen in shapes.items() if len(seen) == 1 and len(seen[0]) == 2 and seen[0][0] == length(x)}
+    return {name: module for name, module in linear.items() if name in a_vector_each and uses.of[id(module.weight)] == 1}
+
+
+class Uses(TorchFunctionMode):
+    """Count how often each tensor is given to an operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of: Counter[int] = Counter()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count, and do it."""
+        self.of.update(id(leaf) for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor))
+        return func(*args, **(kwargs or {}))
 
 
 def _of_linear_layers(network: nn.Module, layers: dict[str, nn.Linear], x: Inputs) -> dict[str, Tensor]:
@@ -152,6 +168,8 @@ class Springs(Guard):
         strength: lambda.
         decay: gamma of the online form; None keeps a spring for each task.
     """
+
+    shields_heads = False
 
     def __init__(self, strength: float, decay: float | None) -> None:
         super().__init__()

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils import parametrize
 
 from clnp.dropout import CheapDropout
+from clnp.errors import ConfigError
 from clnp.inputs import parts
 
 if TYPE_CHECKING:
@@ -27,11 +29,13 @@ class Guard(nn.Module):
     """The guard of plain fine-tuning: it protects nothing. The others change what they need to.
 
     Attributes:
+        shields_heads: whether a head that all tasks share is as safe with it as the trunk; else every task must have its own.
         steps_per_epoch: of the task under way, for guards that change with the step.
 
     Buffers are named after parameters of the trunk, whose dots they cannot have: see `key`.
     """
 
+    shields_heads: bool = True
     steps_per_epoch: int = 1
 
     def stages(self, config: LearnConfig) -> list[int]:
@@ -66,28 +70,61 @@ class Guard(nn.Module):
         """Take a note of what task `index` needs, once it is trained."""
 
 
-class Holding(Guard):
-    """A guard that holds some weights where they are, and the statistics of norms where the first task left them.
+class OwnStatistics(Guard):
+    """A guard that keeps the running statistics of batch norms for each task: later tasks move those of the trunk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.statistics = nn.ModuleList()
+
+    def begin_(self, trunk: nn.Module, index: int) -> None:
+        """Make room for the task's statistics, which go on from those of the last one."""
+        self.statistics.append(nn.Module())
+        for name, buffer in _statistics(trunk).items():
+            self.statistics[index].register_buffer(key(name), buffer.clone())
+
+    @torch.no_grad()
+    def learned_(self, network: GuardedNetwork, train: TensorExamples, index: int, *place: int | str) -> None:
+        """Keep the task's statistics."""
+        for name, buffer in _statistics(network.trunk).items():
+            self.statistics[index].get_buffer(key(name)).copy_(buffer)
+
+    def statistics_of(self, index: int) -> dict[str, Tensor]:
+        """Return the statistics of a task by their names in the trunk."""
+        return {name.replace("/", "."): buffer for name, buffer in self.statistics[index].named_buffers()}
+
+
+def _statistics(trunk: nn.Module) -> dict[str, Tensor]:
+    """Return the running statistics of a trunk's norms by their names."""
+    return {name: buffer for name, buffer in trunk.named_buffers() if name.rpartition(".")[2].startswith("running_")}
+
+
+def check_plain(trunk: nn.Module, what: str) -> None:
+    """Check that every weight of a trunk is a parameter of its own, and not made of others.
+
+    Raises:
+        ConfigError: a layer is parametrized, with weight norm say.
+    """
+    for name, module in trunk.named_modules():
+        if parametrize.is_parametrized(module):
+            raise ConfigError(
+                f"cannot learn with {what}: it needs weights that are parameters, and those of layer '{name}' are computed from others "
+                f"(weight norm or the like). Remove the parametrization, or choose another method."
+            )
+
+
+class Holding(OwnStatistics):
+    """A guard that holds some weights where they are.
 
     A weight is put back after each step: a zero gradient does not keep it under momentum or weight decay. What the optimizer does to one weight does
     not depend on the others, so that the gradients of held weights may stay.
     """
 
+    shields_heads = False
+
     def __init__(self) -> None:
         super().__init__()
         self._held: dict[str, tuple[Tensor, Tensor]] = {}  # name -> 1 for each weight that is trained, and what the others are, else 0
-        self._norms: list[nn.Module] = []
-
-    def begin_(self, trunk: nn.Module, index: int) -> None:
-        """Find the norms."""
-        self._norms = [module for module in trunk.modules() if getattr(module, "running_mean", None) is not None]
-
-    def context(self, x: Inputs, index: int) -> Inputs:
-        """Return the examples as they are; the statistics of norms stay those of the first task."""
-        if index > 0:
-            for norm in self._norms:
-                norm.eval()
-        return x
 
     def hold(self, name: str, parameter: Tensor, trained: Tensor) -> None:
         """Hold a parameter but for the weights that are trained, bool of its shape, as it is now."""

@@ -10,7 +10,7 @@ understands will do; attention multiplies a unit's weights and bias, which for R
 scaled, not the gradient, for Adam would undo the scaling of a gradient. Adam moves every parameter by about the learning rate in a step, however large
 its gradient; with the few and large steps of our training an embedding would hardly move from where it was drawn. So under Adam what is trained is
 e / 10. SGD, which the authors have, moves embeddings by their rescaled gradients, and weighs the sparsity term by c, which Adam does not.
-Each task keeps its own running statistics of batch norms, which no attention shields.
+Its momentum is 0.9 by default, which they do without, and gradients are not clipped. Each task keeps its own running statistics of batch norms, which no attention shields.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from clnp import seeds
-from clnp.methods.guards import Guard, GuardedNetwork, key
+from clnp.errors import ConfigError
+from clnp.methods.guards import GuardedNetwork, OwnStatistics, check_plain
 from clnp.methods.shared import Shared
 from clnp.wiring import trace
 
@@ -44,7 +45,7 @@ LEAST = 1e-10
 The gradient is that of the attention itself."""
 
 
-class Attention(Guard):
+class Attention(OwnStatistics):
     """Attend to units.
 
     Args:
@@ -54,6 +55,7 @@ class Attention(Guard):
         speed: how many times faster than a weight an embedding moves.
     """
 
+    shields_heads = False
     used: Tensor
     """a of earlier tasks, the largest: (n_units + 1,); the last place answers for raw input, which everybody uses."""
     step: Tensor
@@ -62,7 +64,6 @@ class Attention(Guard):
         super().__init__()
         self.wiring, self.strength, self.seed, self.speed = wiring, strength, seed, speed
         self.embeddings = nn.ParameterList()  # e / speed
-        self.statistics = nn.ModuleList()  # of norms, as each task left them
         used = torch.zeros(wiring.n_units + 1)
         used[-1] = 1.0
         self.register_buffer("used", used)
@@ -72,14 +73,23 @@ class Attention(Guard):
         self._s = LARGEST
 
     def begin_(self, trunk: nn.Module, index: int) -> None:
-        """Draw an embedding; the others are trained no more."""
+        """Draw an embedding; the others are trained no more.
+
+        Raises:
+            ConfigError: attention to a unit of this trunk would not be attention to its output.
+        """
+        check_plain(trunk, "HAT")
+        for name, module in trunk.named_modules():
+            if getattr(module, "running_mean", None) is not None and getattr(module, "weight", None) is None:
+                raise ConfigError(
+                    f"cannot learn with HAT: norm '{name}' has no weights, and undoes whatever attention does before it. "
+                    f"Give it weights (affine=True), or choose another method."
+                )
+        super().begin_(trunk, index)
         for embedding in self.embeddings:
             embedding.requires_grad_(False)
         values = torch.randn(self.wiring.n_units, generator=seeds.generator(self.seed, "task", index, "embedding"))
         self.embeddings.append(nn.Parameter(values.to(self.used.device) / self.speed))
-        self.statistics.append(nn.Module())
-        for name, buffer in _statistics(trunk).items():
-            self.statistics[-1].register_buffer(key(name), buffer.clone())
         self.step.zero_()
         if index:
             self._left = {name: self._left_of(name, parameter) for name, parameter in trunk.named_parameters()}
@@ -117,8 +127,7 @@ class Attention(Guard):
 
     def view(self, parameters: Mapping[str, Tensor], index: int) -> Mapping[str, Tensor]:
         """Return weights times the attention of a task, and its statistics."""
-        statistics = {name.replace("/", "."): buffer for name, buffer in self.statistics[index].named_buffers()}
-        return {**self._masked(parameters, self.attention(index, LARGEST)), **statistics}
+        return {**self._masked(parameters, self.attention(index, LARGEST)), **self.statistics_of(index)}
 
     def before_step_(self, trunk: nn.Module) -> None:
         """Add the gradient of the sparsity term, and rescale that of the embedding."""
@@ -146,14 +155,8 @@ class Attention(Guard):
     @torch.no_grad()
     def learned_(self, network: GuardedNetwork, train: TensorExamples, index: int, *place: int | str) -> None:
         """Add what the task uses to what is used, and keep its statistics."""
+        super().learned_(network, train, index, *place)
         self.used.copy_(torch.maximum(self.used, self.attention(index, LARGEST)))
-        for name, buffer in _statistics(network.trunk).items():
-            self.statistics[index].get_buffer(key(name)).copy_(buffer)
-
-
-def _statistics(trunk: nn.Module) -> dict[str, Tensor]:
-    """Return the running statistics of a trunk's norms by their names."""
-    return {name: buffer for name, buffer in trunk.named_buffers() if name.rpartition(".")[2].startswith("running_")}
 
 
 def _along(values: Tensor, dim: int, like: Tensor) -> Tensor:

@@ -1,22 +1,24 @@
-"""All tasks at once: what one network could do if no data were ever lost (the upper bound)."""
+"""All tasks at once: what one network could do if no data were ever lost (the upper bound).
+
+An epoch of task t goes through the data of all tasks up to t, so that the last task has as many passes as in the other methods, and earlier ones more.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from clnp.dropout import CheapDropout
-from clnp.inputs import join, parts, take
-from clnp.methods.dense import fit_dense_
+from clnp.inputs import join, parts
+from clnp.methods.dense import check_task, fit_dense_
 from clnp.methods.guards import Guard
 from clnp.methods.shared import Shared
 from clnp.sources import TensorExamples
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from clnp.config import LearnConfig
@@ -25,25 +27,6 @@ if TYPE_CHECKING:
 
 FAR = -1e9
 """The logit of a class of another task."""
-
-
-@dataclass(frozen=True)
-class Mixture(TensorExamples):
-    """Examples of many tasks, of which each epoch draws as many as the newest task has: an epoch costs what it costs the others."""
-
-    n_drawn: int = 0
-
-    def __len__(self) -> int:
-        """How many examples an epoch has."""
-        return self.n_drawn
-
-    def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Inputs, Tensor]]:
-        """Yield (places, x, y) of a draw without replacement."""
-        order = torch.randperm(len(self.y), generator=generator)[: self.n_drawn]
-        stop = self.n_drawn - self.n_drawn % batch_size if self.n_drawn >= batch_size else self.n_drawn
-        for start in range(0, stop, batch_size):
-            places = order[start : start + batch_size]
-            yield places, take(self.x, places), self.y[places]
 
 
 class ManyHeads(nn.Module):
@@ -77,7 +60,7 @@ class ManyHeads(nn.Module):
 class Joint(Shared):
     """One dense network is trained on the data of all tasks so far, which the others do not have (the upper bound).
 
-    Each task is given as many steps as in the other methods; each epoch draws its examples from all tasks alike.
+    Each epoch has the examples of all tasks so far: with every task it costs more.
     """
 
     def __init__(self, make_trunk: Callable[[], nn.Module], example: Inputs, config: LearnConfig, seed: int) -> None:
@@ -98,7 +81,9 @@ class Joint(Shared):
         work: Path | None = None,
     ) -> dict[str, Any]:
         """Train on this task and all before it."""
-        index = len(self.n_classes)
+        self._check_whole(f"cannot learn task '{task_name}'")
+        check_task(task_name, self.tasks, train, validation, n_classes)
+        index, self._half = len(self.n_classes), task_name
         self._head(index, n_classes)
         seen = [*self._seen[:index], (train, validation)]
         is_single = self.config.head == "single"
@@ -113,7 +98,7 @@ class Joint(Shared):
 
         accuracy = fit_dense_(
             ManyHeads(self.trunk, heads).to(self.config.device),
-            Mixture(*all_of(0, range(len(seen))), n_drawn=len(train[1])),
+            TensorExamples(*all_of(0, range(len(seen)))),
             all_of(1, [index]),  # the accuracy of this task, as in the other methods
             self.config,
             seed=self.seed,
@@ -122,5 +107,5 @@ class Joint(Shared):
             progress=progress,
             work=work,
         )
-        self.n_classes[task_name], self._seen = n_classes, seen
+        self.n_classes[task_name], self._seen, self._half = n_classes, seen, None
         return {"accuracy": accuracy}

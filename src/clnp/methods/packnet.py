@@ -1,10 +1,15 @@
-"""PackNet: each task prunes itself to a share of the weights that are still free, and these are frozen.
+r"""PackNet: each task prunes itself to a share of the weights that are still free, and these are frozen.
 
 A task is trained in all free weights (it reads the frozen ones, too); then, layer by layer, the smallest of them are set to zero until `share` of
 them are left, which train on and belong to the task from then on. A task's predictor has the weights of all tasks up to it, zero elsewhere.
-Biases and norms are trained by the first task alone.
+With F the weights of a layer that are free when task t begins, those that it keeps are the :math:`\lceil s |F| \rfloor` largest,
 
-Reference: Mallya & Lazebnik 2018. The mask is one of weights, so that every task costs the whole network. Weights are put back after
+.. math:: M_t = \{ i \in F : |\theta_i| \text{ is among the } s |F| \text{ largest of } F \}, \qquad \theta^{(t)}_i = \theta_i \,[i \in M_1 \cup \dots \cup M_t].
+
+Biases and the weights of norms are trained by the first task alone.
+
+Reference: Mallya & Lazebnik 2018. Departures: each task keeps its own running statistics of batch norms, where theirs keep those of the first; the share is one of what is free,
+not of the whole layer. The mask is one of weights, so that every task costs the whole network. Weights are put back after
 each step of the optimizer: a zero gradient does not keep a weight under momentum or weight decay.
 """
 
@@ -15,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from clnp.methods.guards import Holding, key
+from clnp.methods.guards import Holding, check_plain, key
 from clnp.methods.shared import Shared
 
 if TYPE_CHECKING:
@@ -46,6 +51,7 @@ class Packing(Holding):
 
     def begin_(self, trunk: nn.Module, index: int) -> None:
         """Hold what earlier tasks own."""
+        check_plain(trunk, "PackNet")
         self._index, self._pruned = index, False
         super().begin_(trunk, index)
         for name, parameter in trunk.named_parameters():
@@ -90,7 +96,7 @@ class Packing(Holding):
         for name, parameter in parameters.items():
             owner = getattr(self.owner, key(name), None)
             seen[name] = parameter if owner is None else torch.where((owner >= 0) & (owner <= index), parameter, 0.0)
-        return seen
+        return {**seen, **self.statistics_of(index)}
 
 
 def packnet(make_trunk: Callable[[], nn.Module], example: Inputs, config: LearnConfig, seed: int) -> Shared:

@@ -8,8 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from clnp.errors import ConfigError, TaskError
 from clnp.inputs import parts, to_device
-from clnp.methods.dense import count_features, fit_dense_, load_into_, make_head, read_state, read_tensors, write_state, write_tensors
+from clnp.methods.dense import (
+    check_task,
+    count_features,
+    fit_dense_,
+    load_into_,
+    make_head,
+    read_state,
+    read_tensors,
+    write_state,
+    write_tensors,
+)
 from clnp.methods.guards import Guard, GuardedNetwork
 from clnp.sources import TensorExamples
 
@@ -33,9 +44,17 @@ class Shared:
         config: the settings.
         seed: of every draw.
         guard: protects earlier tasks.
+
+    Raises:
+        ConfigError: the guard protects a network and not a head that all tasks share.
     """
 
     def __init__(self, make_trunk: Callable[[], nn.Module], example: Inputs, config: LearnConfig, seed: int, guard: Guard) -> None:
+        if config.head == "single" and not guard.shields_heads:
+            raise ConfigError(
+                "cannot learn with one head for all tasks: this method protects the network, and each new task would change the head of the earlier ones. "
+                "Use head='multi' (--set head=multi)."
+            )
         self.config, self.seed = config, seed
         self.trunk = make_trunk().to(config.device)
         self.n_features = count_features(self.trunk, to_device(example, config.device))
@@ -43,6 +62,7 @@ class Shared:
         self.n_classes: dict[str, int] = {}
         self.guard = guard.to(config.device)
         self._view: tuple[int, Mapping[str, Tensor] | None] | None = None  # of the task that was asked about last
+        self._half: str | None = None  # the task whose learning was not finished
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -62,7 +82,9 @@ class Shared:
         work: Path | None = None,
     ) -> dict[str, Any]:
         """Train everything that the guard leaves free on one task."""
-        index, self._view = len(self.n_classes), None
+        self._check_whole(f"cannot learn task '{task_name}'")
+        check_task(task_name, self.tasks, train, validation, n_classes)
+        index, self._view, self._half = len(self.n_classes), None, task_name
         network = GuardedNetwork(self.trunk, self._head(index, n_classes).to(self.config.device), self.guard, index)
         self.guard.steps_per_epoch = max(len(train[1]) // self.config.batch_size_for(len(train[1])), 1)
         self.guard.begin_(self.trunk, index)
@@ -80,8 +102,19 @@ class Shared:
             between=lambda stage: self.guard.trained_(self.trunk, stage),
         )
         self.guard.learned_(network, TensorExamples(*train), index, self.seed, "task", index, "guard")
-        self.n_classes[task_name] = n_classes
+        self.n_classes[task_name], self._half = n_classes, None
         return {"accuracy": accuracy}
+
+    def _check_whole(self, doing: str) -> None:
+        """Check that no task was left half learned: all share the weights that it has moved.
+
+        Raises:
+            TaskError: one was.
+        """
+        if self._half is not None:
+            raise TaskError(
+                f"{doing}: learning task '{self._half}' was not finished, and has changed the network that all tasks share. Make the method anew and load what was saved last."
+            )
 
     def _head(self, index: int, n_classes: int) -> nn.Linear:
         """Return the head to train: a new one, or the shared one with rows for classes that are new."""
@@ -101,6 +134,7 @@ class Shared:
     @torch.no_grad()
     def predict(self, x: Inputs, task: str) -> Tensor:
         """Return the logits of a task from the network as it is now, as the guard lets the task see it."""
+        self._check_whole(f"cannot predict task '{task}'")
         index = self.tasks.index(task)
         head = self.heads[index if self.config.head == "multi" else 0]
         seen = parts(self.guard.context(to_device(x, self.config.device), index))
@@ -116,6 +150,7 @@ class Shared:
 
     def save(self, directory: Path) -> None:
         """Write the network beside the last one, then make it count, then remove the last one."""
+        self._check_whole(f"cannot save to '{directory}'")
         directory.mkdir(parents=True, exist_ok=True)
         file = f"network-{len(self.n_classes)}.safetensors"
         sha256 = write_tensors(directory / file, self._whole().state_dict())

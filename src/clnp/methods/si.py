@@ -4,7 +4,7 @@ While a task is trained, each weight gathers the path integral :math:`\omega_i =
 the task's own loss. Afterwards its importance grows by :math:`\Omega_i \mathrel{+}= \max(\omega_i, 0) / ((\theta_i - \theta_i^{start})^2 + \xi)`,
 and later tasks are trained with the loss :math:`L + c \sum_i \Omega_i (\theta_i - \tilde\theta_i)^2`, anchored at the newest weights.
 
-Reference: Zenke, Poole & Ganguli 2017, equations 3 to 5. Negative contributions of a task count as none.
+Reference: Zenke, Poole & Ganguli 2017, equations 3 to 5. Departures: negative contributions of a task count as none; running statistics of batch norms, which are no weights, are held by nothing.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ class PathIntegral(Guard):
         strength: c.
         damping: xi.
     """
+
+    shields_heads = False
 
     def __init__(self, strength: float, damping: float = DAMPING) -> None:
         super().__init__()

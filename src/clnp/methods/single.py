@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from clnp.inputs import to_device
 from clnp.methods.dense import (
+    check_task,
     count_features,
     fit_dense_,
     load_into_,
@@ -55,6 +56,7 @@ class Single:
         work: Path | None = None,
     ) -> dict[str, Any]:
         """Train a new network on one task."""
+        check_task(task_name, self.tasks, train, validation, n_classes)
         index = len(self.networks)
         network = GuardedNetwork(self.make_trunk(), make_head(self.n_features, n_classes, self.seed, "task", index), Guard(), index)
         accuracy = fit_dense_(

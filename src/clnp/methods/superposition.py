@@ -8,7 +8,7 @@ part, twice as many numbers. rotation: an orthogonal matrix, :math:`y = W R_t x`
 
 Reference: Cheung et al. 2019, equations 2 to 4. Departures: in a convolution the context acts on channels; the complex form takes the real part after each layer, so
 that nonlinearities are those of the network; contexts are not learned. Contexts are drawn from the seed and never stored. Biases and norms, which no context reaches, are kept
-for each task: vectors beside the matrices that all tasks share.
+for each task: vectors beside the matrices that all tasks share. Layers of other kinds than linear ones and 2-d convolutions are refused.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clnp import seeds
-from clnp.methods.guards import Guard, GuardedNetwork, key
+from clnp.errors import ConfigError
+from clnp.methods.guards import GuardedNetwork, OwnStatistics, key
 from clnp.methods.shared import Shared
 
 if TYPE_CHECKING:
@@ -32,7 +33,11 @@ if TYPE_CHECKING:
     from clnp.sources import TensorExamples
 
 
-class Contexts(Guard):
+LAYERS = (nn.Linear, nn.Conv2d)
+"""What has contexts."""
+
+
+class Contexts(OwnStatistics):
     """Change the input of each layer as the task's context says.
 
     Args:
@@ -51,7 +56,18 @@ class Contexts(Guard):
         self._input: dict[str, Tensor] = {}
 
     def begin_(self, trunk: nn.Module, index: int) -> None:
-        """Watch every layer of the trunk, and make room for the task's vectors."""
+        """Watch every layer of the trunk, and make room for the task's vectors.
+
+        Raises:
+            ConfigError: a layer has weights that no context would reach.
+        """
+        for name, module in trunk.named_modules():
+            if not isinstance(module, LAYERS) and any(parameter.dim() > 1 for parameter in module.parameters(recurse=False)):
+                raise ConfigError(
+                    f"cannot learn by superposition: it has contexts for {' and '.join(kind.__name__ for kind in LAYERS)} layers, "
+                    f"and layer '{name}' is {type(module).__name__}. Choose another network or method."
+                )
+        super().begin_(trunk, index)
         self.vectors.append(nn.Module())
         for name, parameter in trunk.named_parameters():
             if parameter.dim() <= 1:
@@ -60,7 +76,7 @@ class Contexts(Guard):
             return
         self._hooked = True
         for name, module in trunk.named_modules():
-            if not isinstance(module, (nn.Linear, nn.Conv2d)):
+            if not isinstance(module, LAYERS):
                 continue
             if self.kind == "complex":
                 generator = seeds.generator(self.seed, "imaginary", name)
@@ -78,6 +94,7 @@ class Contexts(Guard):
     @torch.no_grad()
     def learned_(self, network: GuardedNetwork, train: TensorExamples, index: int, *place: int | str) -> None:
         """Keep the task's vectors: later tasks train them on."""
+        super().learned_(network, train, index, *place)
         for name, parameter in network.trunk.named_parameters():
             if parameter.dim() <= 1:
                 self.vectors[index].get_buffer(key(name)).copy_(parameter)
@@ -85,7 +102,7 @@ class Contexts(Guard):
     def view(self, parameters: Mapping[str, Tensor], index: int) -> Mapping[str, Tensor]:
         """Return the matrices of all tasks with the vectors of one."""
         kept = dict(self.vectors[index].named_buffers())
-        return {name: kept.get(key(name), parameter) for name, parameter in parameters.items()}
+        return {**{name: kept.get(key(name), parameter) for name, parameter in parameters.items()}, **self.statistics_of(index)}
 
     def drawn(self, name: str, n: int) -> Tensor:
         """Return the context of the present task for a layer that reads n channels: (n,), or (n, n) for a rotation."""
@@ -119,7 +136,7 @@ class Contexts(Guard):
             return out
         x, weight = self._input.pop(name), self.imaginary[key(name)]
         if isinstance(module, nn.Conv2d):
-            return out - F.conv2d(x, weight, None, module.stride, module.padding, module.dilation, module.groups)
+            return out - module._conv_forward(x, weight, None)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # whatever its padding
         return out - F.linear(x, weight)
 
 

@@ -1,10 +1,15 @@
-"""Winning subnetworks: each task finds the weights that it reads, old ones too, and trains those of them that are still its own.
+r"""Winning subnetworks: each task finds the weights that it reads, old ones too, and trains those of them that are still its own.
 
-Every weight has a score. A task reads the `share` of each layer's weights with the largest scores; scores are trained through the mask as if it were
-not there (straight through), weights only where no earlier task reads them. The mask of each task is kept.
+Every weight has a score. A task reads the `share` c of each layer's weights with the largest scores,
 
-Reference: Kang et al. 2022. Scores begin anew with each task, as in the authors' runs on CIFAR; those on permuted MNIST go on from the last task's. Biases and norms, which their networks lack, are
-trained by the first task alone.
+.. math:: m_i = [\, s_i \text{ is among the } c \text{ largest of its layer} \,], \qquad \theta^{(t)} = m \odot \theta,
+
+scores are trained through the mask as if it were not there (straight through, :math:`\partial m_i / \partial s_i := 1`), weights only where no earlier task reads them:
+:math:`\Delta\theta \leftarrow \Delta\theta \odot (1 - M_{t-1})` with :math:`M_{t-1} = m_1 \lor \dots \lor m_{t-1}`. The mask of each task is kept.
+
+Reference: Kang et al. 2022, equations 3 to 5. Departures: scores begin anew with each task, as in the authors' runs on CIFAR; those on permuted MNIST go on from the last task's. They are ranked
+as they are, where the authors' code ranks their size. Biases and the weights of norms are trained by the first task alone; each task keeps its own running statistics of batch norms, where the authors'
+norms use those of the batch.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from clnp import seeds
-from clnp.methods.guards import GuardedNetwork, Holding, key
+from clnp.methods.guards import GuardedNetwork, Holding, check_plain, key
 from clnp.methods.shared import Shared
 
 if TYPE_CHECKING:
@@ -75,6 +80,7 @@ class Subnetworks(Holding):
     @torch.no_grad()
     def begin_(self, trunk: nn.Module, index: int) -> None:
         """Draw new scores, and hold the weights that earlier tasks read."""
+        check_plain(trunk, "WSN")
         self._index = index
         super().begin_(trunk, index)
         self.masks.append(nn.Module())
@@ -103,16 +109,18 @@ class Subnetworks(Holding):
     @torch.no_grad()
     def learned_(self, network: GuardedNetwork, train: TensorExamples, index: int, *place: int | str) -> None:
         """Keep the mask of the task."""
+        super().learned_(network, train, index, *place)
         for name, scores in self.scores.items():
             getattr(self.masks[index], name).copy_(TopShare.apply(scores, self.share) > 0)
 
     def view(self, parameters: Mapping[str, Tensor], index: int) -> Mapping[str, Tensor]:
         """Return the weights that a task reads; the others are zero."""
         masks = self.masks[index]
-        return {
+        seen = {
             name: parameter * getattr(masks, key(name)) if hasattr(masks, key(name)) else parameter
             for name, parameter in parameters.items()
         }
+        return {**seen, **self.statistics_of(index)}
 
 
 def wsn(make_trunk: Callable[[], nn.Module], example: Inputs, config: LearnConfig, seed: int) -> Shared:

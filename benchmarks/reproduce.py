@@ -63,9 +63,16 @@ def keep(out: Path, to: Path, data: Path | None) -> None:
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     config = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
     files = {file.relative_to(out / MODEL).as_posix(): file.stat().st_size for file in sorted((out / MODEL).rglob("*")) if file.is_file()}
-    again = {"reloaded": reloaded(RunConfig(**config), out / MODEL, data), "bytes": files}
+    again = {"reloaded": reloaded(RunConfig(**config), out / MODEL, data), "bytes": files, "commit": commit()}
     to.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(to, json.dumps({**summary, **again, "config": config}, indent=1) + "\n")
+
+
+def commit() -> str | None:
+    """Return the commit of this working tree, with "-dirty" behind it where files differ; None where it is not one of git."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
+    described = subprocess.run(command, capture_output=True, text=True, check=False)
+    return described.stdout.strip() or None
 
 
 def reloaded(config: RunConfig, model: Path, data: Path | None) -> list[float]:

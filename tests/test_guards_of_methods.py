@@ -81,6 +81,17 @@ class Weight(nn.Module):
         return self.head(nn.functional.linear(self.layer(x).tanh(), self.layer.weight))
 
 
+class Recurrent(nn.Module):
+    """Its operation cannot be vectorised over examples."""
+
+    def __init__(self):
+        super().__init__()
+        self.recurrent, self.head = nn.GRU(3, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.recurrent(x)[0][:, -1])
+
+
 class Rows(nn.Module):
     """A layer reads two vectors of each example, as if they were examples."""
 
@@ -101,8 +112,9 @@ class Rows(nn.Module):
         (Twice(), X),
         (Weight(), X),
         (Rows(), torch.randn(9, 2, 3)),
+        (Recurrent(), torch.randn(5, 4, 3)),
     ],
-    ids=["linear", "convolution", "positions", "twice", "weight", "rows"],
+    ids=["linear", "convolution", "positions", "twice", "weight", "rows", "recurrent"],
 )
 def test_the_fisher_information_is_that_of_each_example_and_class(network, x):
     names = [name for name, _ in network.named_parameters()]

@@ -155,10 +155,28 @@ def _of_any(network: nn.Module, names: list[str], x: Inputs) -> dict[str, Tensor
     n_bytes = n_classes * sum(tensor.numel() * tensor.element_size() for tensor in chosen.values())
     chunk = max(1, min(length(x), CHUNK_BYTES // max(n_bytes, 1)))
     total = {name: torch.zeros_like(tensor) for name, tensor in chosen.items()}
+    try:
+        of_each(chosen, *parts(cut(x, 0, 1)))
+    except RuntimeError:  # an operation that cannot be vectorised, such as a GRU's
+        return _one_by_one(network, names, x)
     for start in range(0, length(x), chunk):
         for name, squares in of_each(chosen, *parts(cut(x, start, start + chunk))).items():
             total[name] += squares.sum(0)
     return total
+
+
+def _one_by_one(network: nn.Module, names: list[str], x: Inputs) -> dict[str, Tensor]:
+    """Return the same sums with one backward pass for each example and class."""
+    chosen = [network.get_parameter(name) for name in names]
+    total = [torch.zeros_like(parameter) for parameter in chosen]
+    with torch.enable_grad():
+        for place in range(length(x)):
+            log_p = F.log_softmax(network(*parts(cut(x, place, place + 1))), 1)[0]
+            for of_class in log_p:
+                gradients = torch.autograd.grad(of_class, chosen, retain_graph=True, materialize_grads=True)
+                for whole, gradient in zip(total, gradients, strict=True):
+                    whole.add_(of_class.detach().exp() * gradient.square())
+    return dict(zip(names, total, strict=True))
 
 
 class Springs(Guard):

@@ -227,6 +227,37 @@ def layers(runs: list[Run]) -> str:
     return markdown(head.split("|"), lines)
 
 
+def changes(name: str) -> str:
+    """Return what each change does beside the first row: difference over the seeds that both have, and what is claimed of each layer."""
+    rows = found(name)
+    base = next(iter(rows))
+    of_base = {run["seed"]: run["average_accuracy"] for run in rows[base]}
+    groups = list(rows[base][0]["capacity"])
+    lines: list[list[object]] = []
+    for label, runs in rows.items():
+        away = [run["average_accuracy"] - of_base[run["seed"]] for run in runs if run["seed"] in of_base]
+        claimed = [mean([1 - run["capacity"][group]["free"] / run["capacity"][group]["n_units"] for run in runs]) for group in groups]
+        lines.append(
+            [
+                label + full_before(runs, EXPERIMENTS[name].n_tasks),
+                spread([run["average_accuracy"] for run in runs]),
+                "" if label == base or not away else f"{100 * mean(away):+.2f}",
+                *(f"{100 * share:.0f} %" for share in claimed),
+                f"{mean([sum(run['cpu_seconds_per_task']) for run in runs]):,.0f} s",
+                len(runs),
+            ]
+        )
+    head = [
+        "change",
+        "average accuracy, %",
+        f"beside '{base}', points",
+        *(f"{group} claimed" for group in groups),
+        "CPU time of a run",
+        "seeds",
+    ]
+    return markdown(head, lines)
+
+
 def forecasts(run: Run) -> list[int | None]:
     """Return, after each task, how many more were forecast to fit: the library's own forecast, from what each task claimed."""
     allocation = Allocation.empty({group: units["n_units"] for group, units in run["capacity"].items()})
@@ -303,6 +334,8 @@ def show(name: str) -> dict[str, str]:
     rows = found(name)
     if not rows:
         return {}
+    if name == "ablations":
+        return {"changes": changes(name)}
     tables = {"main": main_table(name)}
     if name == "permuted-mnist":
         tables |= {"disk": disk(name)}

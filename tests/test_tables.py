@@ -312,3 +312,17 @@ def test_a_network_that_was_full_before_the_last_task_is_said_to_be():
     assert tables.full_before([RUN], 3) == ""
     assert tables.full_before([short], 3) == " (full after 2 of 3 tasks)"
     assert tables.full_before([RUN, short], 3) == " (full after 2 to 3 of 3 tasks)"
+
+
+def test_changes_are_told_beside_the_row_that_they_change(tiny):
+    for place, (entry, seed, average) in enumerate([(TINY.entries[0], 0, 0.8), (TINY.entries[0], 1, 0.7), (TINY.entries[1], 1, 0.75)]):
+        path = tables.kept("tiny", entry, seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        run = {**RUN, "tasks": ["a", "b"], "seed": seed, "average_accuracy": average, "cpu_seconds_per_task": [1.0 + place]}
+        path.write_text(json.dumps(run))
+    assert tables.changes("tiny").splitlines() == [
+        "| change | average accuracy, % | beside 'finetune', points | early claimed | late claimed | CPU time of a run | seeds |",
+        "|---|---|---|---|---|---|---|",
+        "| finetune | 75.00 ± 7.07 |  | 40 % | 80 % | 2 s | 2 |",
+        "| fine, slow | 75.00 | +5.00 | 40 % | 80 % | 3 s | 1 |",
+    ]

@@ -116,8 +116,8 @@ def long_run(run: Run) -> Figure:
     return figure
 
 
-def two_scales(axes: Axes, x: list[float], rows: list[list[Run]], *, logarithmic: bool = False) -> None:
-    """Draw accuracy (left) and the fullest layer (right) over a setting's values."""
+def two_scales(axes: Axes, x: list[float], rows: list[list[Run]], *, logarithmic: bool = False) -> Axes:
+    """Draw accuracy (left) and the fullest layer (right) over a setting's values; return the right scale."""
     other = axes.twinx()
     other.grid(visible=False)
     other.spines["right"].set_visible(True)
@@ -132,6 +132,13 @@ def two_scales(axes: Axes, x: list[float], rows: list[list[Run]], *, logarithmic
         axes.minorticks_off()
     axes.set_ylabel("average accuracy", color=COLOURS[0])
     other.set_ylabel("fullest layer", color=COLOURS[1])
+    return other
+
+
+def span(values: list[float]) -> tuple[float, float]:
+    """Return limits that leave a little room around all values."""
+    room = 0.06 * (max(values) - min(values)) + 1e-4
+    return min(values) - room, max(values) + room
 
 
 def margins(rows: Rows) -> Figure:
@@ -146,28 +153,38 @@ def margins(rows: Rows) -> Figure:
 
 
 def ablations(rows: Rows) -> Figure:
-    """Draw each ablation: settings with numbers as curves, the others as points."""
-    figure = plt.figure(figsize=(3.2 * len(ABLATIONS), 7.5), layout="constrained")
-    grid = figure.add_gridspec(2, len(ABLATIONS), height_ratios=(1.0, 1.3))
+    """Draw each ablation: settings with numbers as curves on the same two scales, the others as points."""
     base = rows["as it is"]
+    numbers = {f"{setting} {value}" for setting, values in ABLATIONS.items() for value in values}
+    others = dict(reversed([(label, runs) for label, runs in rows.items() if label not in numbers]))
+    figure = plt.figure(figsize=(2.8 * len(ABLATIONS), 7.5 if len(others) > 1 else 3.2), layout="constrained")
+    grid = figure.add_gridspec(2 if len(others) > 1 else 1, len(ABLATIONS), height_ratios=(1.0, 1.3) if len(others) > 1 else None)
     settings = base[0]["config"]["learn"]
+    drawn = [runs for label, runs in rows.items() if label in numbers or runs is base]
     for place, (setting, values) in enumerate(ABLATIONS.items()):
         axes = figure.add_subplot(grid[0, place])
         points = {settings[setting]: base} | {value: rows[f"{setting} {value}"] for value in values if f"{setting} {value}" in rows}
         x = sorted(points)
-        two_scales(axes, x, [points[value] for value in x], logarithmic=setting in ("l1", "claim_weight"))
+        right = two_scales(axes, x, [points[value] for value in x], logarithmic=setting in ("l1", "claim_weight"))
+        axes.set_ylim(span([average(runs) for runs in drawn]))
+        right.set_ylim(span([full(runs) for runs in drawn]))
+        if place > 0:  # they share their scales
+            axes.set_ylabel("")
+            axes.tick_params(labelleft=False)
+        if place < len(ABLATIONS) - 1:
+            right.set_ylabel("")
+            right.tick_params(labelright=False)
         axes.set(title=setting)
-    numbers = {f"{setting} {value}" for setting, values in ABLATIONS.items() for value in values}
-    others = dict(reversed([(label, runs) for label, runs in rows.items() if label not in numbers]))
-    left, right = figure.add_subplot(grid[1, :-1]), figure.add_subplot(grid[1, -1])
-    for axes, measure, colour in ((left, average, COLOURS[0]), (right, full, COLOURS[1])):
-        axes.plot([measure(runs) for runs in others.values()], range(len(others)), "o", color=colour)
-        axes.axvline(measure(base), color=OURS, lw=1)
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=1 if axes is left else 0))
-    left.set_yticks(range(len(others)), others)
-    right.set_yticks(range(len(others)), [""] * len(others))
-    left.set(xlabel="average accuracy", title="what has no number")
-    right.set(xlabel="fullest layer")
+    if len(others) > 1:
+        left, right = figure.add_subplot(grid[1, :-1]), figure.add_subplot(grid[1, -1])
+        for axes, measure, colour in ((left, average, COLOURS[0]), (right, full, COLOURS[1])):
+            axes.plot([measure(runs) for runs in others.values()], range(len(others)), "o", color=colour)
+            axes.axvline(measure(base), color=OURS, lw=1)
+            axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=1 if axes is left else 0))
+        left.set_yticks(range(len(others)), others)
+        right.set_yticks(range(len(others)), [""] * len(others))
+        left.set(xlabel="average accuracy", title="what has no number")
+        right.set(xlabel="fullest layer")
     return figure
 
 

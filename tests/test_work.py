@@ -590,7 +590,8 @@ def test_methods_with_a_dense_network_go_on_too(steps, always, tmp_path, name, s
     settings = LearnConfig(**{"epochs": 2, "rounds": 1, "finetune_epochs": 1, "batch_size": 30, "lr": 0.01, **settings})
 
     def learned(n_tasks, work=None):
-        method = METHODS[name](lambda: network("vgg"), torch.zeros(2, *SHAPE), settings, 0)
+        trunk = network("vgg")[:-2] if name == "hat" else network("vgg")  # HAT refuses the last norm, which has no weights
+        method = METHODS[name](lambda: copy.deepcopy(trunk), torch.zeros(2, *SHAPE), settings, 0)
         told = [method.learn(f"t{k}", *noisy(k), 3, lambda _: None, None if k < n_tasks - 1 else work) for k in range(n_tasks)]
         return told, method.predict(task(1)[0], f"t{n_tasks - 1}")
 

@@ -157,8 +157,9 @@ def ablations(rows: Rows) -> Figure:
     base = rows["as it is"]
     numbers = {f"{setting} {value}" for setting, values in ABLATIONS.items() for value in values}
     others = dict(reversed([(label, runs) for label, runs in rows.items() if label not in numbers]))
-    figure = plt.figure(figsize=(2.8 * len(ABLATIONS), 7.5 if len(others) > 1 else 3.2), layout="constrained")
-    grid = figure.add_gridspec(2 if len(others) > 1 else 1, len(ABLATIONS), height_ratios=(1.0, 1.3) if len(others) > 1 else None)
+    heights = (3.2, 4.3) if len(others) > 1 else (3.2,)  # there may be nothing yet but settings with numbers
+    figure = plt.figure(figsize=(2.8 * len(ABLATIONS), sum(heights)), layout="constrained")
+    grid = figure.add_gridspec(len(heights), len(ABLATIONS), height_ratios=heights)
     settings = base[0]["config"]["learn"]
     drawn = [runs for label, runs in rows.items() if label in numbers or runs is base]
     for place, (setting, values) in enumerate(ABLATIONS.items()):

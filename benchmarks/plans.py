@@ -79,6 +79,7 @@ TEN = {"epochs": 6, "rounds": 2, "finetune_epochs": 2, "batch_size": 256, "threa
 DENSE = {**TEN, "batch_size": 512, "precision": "bfloat16"}
 FLOAT = {"precision": "float32"}
 SGD = {"optimizer": "sgd", "lr": 0.2}
+SGD_OF_IMAGES = {**SGD, "lr": 0.05}
 QUICK = {**TEN, "batch_size": 64, "l1": 5e-5, "margin": 0.002, "pool": 0.2}
 """clnp in as few epochs as the dense methods have."""
 # Every image comes twice in an epoch, once mirrored.
@@ -173,9 +174,9 @@ EXPERIMENTS: dict[str, Experiment] = {
             Entry("si", "si", {}, "73.53 (Zenke et al. 2017, no mirror images)", seeds=1),
             Entry("ewc", "ewc", {}, seeds=1),
             Entry("packnet", "packnet", {}, seeds=1),
-            Entry("hat", "hat", {"optimizer": "sgd", "lr": 0.05}, seeds=1),
+            Entry("hat", "hat", SGD_OF_IMAGES, seeds=1),
             Entry("wsn", "wsn", {}, seeds=1),
-            Entry("superposition", "superposition", {"optimizer": "sgd", "lr": 0.05}, seeds=1),
+            Entry("superposition", "superposition", SGD_OF_IMAGES, seeds=1),
             Entry("clnp, margin 1 %", "clnp", {**ZENKE, "margin": 0.01}, seeds=1),
             Entry("clnp, margin 2 %", "clnp", {**ZENKE, "margin": 0.02}, seeds=1),
             Entry("clnp, margin 4 %", "clnp", {**ZENKE, "margin": 0.04}, seeds=1),
@@ -194,7 +195,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             (
                 Entry("clnp", "clnp", {}, seeds=1),
                 Entry("packnet", "packnet", {"share": 2 / n_tasks}, seeds=1),  # of what is free: it must leave something to the last task
-                Entry("hat", "hat", {"optimizer": "sgd", "lr": 0.05}, seeds=1),
+                Entry("hat", "hat", SGD_OF_IMAGES, seeds=1),
                 Entry("wsn", "wsn", {}, seeds=1),
                 Entry("single", "single", {}, seeds=1),
             ),

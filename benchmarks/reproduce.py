@@ -58,12 +58,12 @@ def arguments(experiment: Experiment, entry: Entry, seed: int, data: Path | None
     ]
 
 
-def keep(out: Path, to: Path, data: Path | None) -> None:
-    """Put the summary of a finished run and its configuration into one file, with the accuracies and the sizes of what was saved."""
+def keep(out: Path, to: Path, data: Path | None, code: str | None = None) -> None:
+    """Put the summary of a finished run and its configuration into one file, with the accuracies and sizes of what was saved, and the commit that ran."""
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     config = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
     files = {file.relative_to(out / MODEL).as_posix(): file.stat().st_size for file in sorted((out / MODEL).rglob("*")) if file.is_file()}
-    again = {"reloaded": reloaded(RunConfig(**config), out / MODEL, data), "bytes": files, "commit": commit()}
+    again = {"reloaded": reloaded(RunConfig(**config), out / MODEL, data), "bytes": files, "commit": code}
     to.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(to, json.dumps({**summary, **again, "config": config}, indent=1) + "\n")
 
@@ -95,6 +95,7 @@ def run(names: list[str], data: Path | None, runs: Path, jobs: int, only: str | 
     ]
     going: dict[subprocess.Popen[bytes], tuple[str, Entry, int]] = {}
     stopped, n_failed = False, 0
+    code = commit()  # now: the tree may be another one when a run ends
 
     def stop(*_: object) -> None:
         nonlocal stopped
@@ -118,7 +119,7 @@ def run(names: list[str], data: Path | None, runs: Path, jobs: int, only: str | 
             name, entry, seed = going.pop(process)
             out = runs / name / run_name(entry, seed)
             if process.returncode == 0:
-                keep(out, kept(name, entry, seed), data)
+                keep(out, kept(name, entry, seed), data, code)
             elif not stopped:
                 n_failed += 1
             print(f"{time.strftime('%H:%M:%S')} exit {process.returncode}: {out}", flush=True)

@@ -77,7 +77,12 @@ def just_learned(run: Run) -> float:
 
 def fullest(capacity: Mapping[str, Any] | None) -> float | None:
     """Return the share of units that are claimed in the layer that has the fewest left; None for methods that own none."""
-    return None if capacity is None else max(1 - group["free"] / group["n_units"] for group in capacity.values())
+    return None if capacity is None else max(claimed_in_the_end(capacity).values())
+
+
+def claimed_in_the_end(capacity: Mapping[str, Any]) -> dict[str, float]:
+    """Return the share of each layer's units that is claimed."""
+    return {group: 1 - units["free"] / units["n_units"] for group, units in capacity.items()}
 
 
 def written_p(one: list[Run], other: list[Run]) -> str:
@@ -115,11 +120,13 @@ def full_before(runs: list[Run], n_tasks: int) -> str:
     learned = [len(run["tasks"]) for run in runs]
     if min(learned) == n_tasks:
         return ""
-    return (
-        f" (full after {min(learned)} of {n_tasks} tasks)"
-        if min(learned) == max(learned)
-        else f" (full after {min(learned)} to {max(learned)} of {n_tasks} tasks)"
-    )
+    after = " to ".join(str(n) for n in sorted({min(learned), max(learned)}))
+    return f" (full after {after} of {n_tasks} tasks)"
+
+
+def written_cpu(runs: list[Run]) -> str:
+    """Return the mean CPU time of a run."""
+    return f"{mean([sum(run['cpu_seconds_per_task']) for run in runs]):,.0f} s"
 
 
 def main_table(name: str) -> str:
@@ -135,7 +142,7 @@ def main_table(name: str) -> str:
                 spread([just_learned(run) for run in runs]),
                 written_forgetting(runs),
                 written_fullest(runs),
-                f"{mean([sum(run['cpu_seconds_per_task']) for run in runs]):,.0f} s",
+                written_cpu(runs),
                 "" if label == best else written_p(rows[best], runs),
                 EXPERIMENTS[name].entry(label).published,
                 len(runs),
@@ -195,7 +202,7 @@ def orders(name: str) -> str:
             for task, accuracy in zip(run["tasks"], run["accuracy_matrix"][-1], strict=True):
                 of.setdefault(task.rpartition("-")[0], []).append(accuracy)
             sources = sources or sorted(of)
-            first = ", ".join(task for task in run["tasks"][:3])
+            first = ", ".join(run["tasks"][:3])
             means = [f"{100 * mean(of[source]):.2f}" if source in of else "" for source in sources]
             lines.append([label, run["seed"], first, f"{100 * run['average_accuracy']:.2f}", *means, written_fullest([run])])
     return markdown(["method", "order", "its first three tasks", "average accuracy, %", *sources, "fullest layer"], lines)
@@ -236,14 +243,14 @@ def changes(name: str) -> str:
     lines: list[list[object]] = []
     for label, runs in rows.items():
         away = [run["average_accuracy"] - of_base[run["seed"]] for run in runs if run["seed"] in of_base]
-        claimed = [mean([1 - run["capacity"][group]["free"] / run["capacity"][group]["n_units"] for run in runs]) for group in groups]
+        claimed = [mean([claimed_in_the_end(run["capacity"])[group] for run in runs]) for group in groups]
         lines.append(
             [
                 label + full_before(runs, EXPERIMENTS[name].n_tasks),
                 spread([run["average_accuracy"] for run in runs]),
                 "" if label == base or not away else f"{100 * mean(away):+.2f}",
                 *(f"{100 * share:.0f} %" for share in claimed),
-                f"{mean([sum(run['cpu_seconds_per_task']) for run in runs]):,.0f} s",
+                written_cpu(runs),
                 len(runs),
             ]
         )

@@ -83,6 +83,7 @@ def test_what_is_missing_is_run_and_kept_and_not_run_again(tiny, capsys):
     assert (one["seed"], one["config"]["learn"]["epochs"], one["command"].split()[:3]) == (1, 1, ["clnp", "run", "digits"])
     assert one["reloaded"] == one["accuracy_matrix"][-1]
     assert one["bytes"]["network-2.safetensors"] > 4 * one["n_parameters"]
+    assert one["commit"] == reproduce.commit()
     capsys.readouterr()
     assert reproduce.run(["tiny"], None, tiny / "runs", 2, None) == 0
     assert capsys.readouterr().out == ""

@@ -29,7 +29,7 @@ from clnp.pruning import Trial, prune
 from clnp.receipts import Comparison, compare, noise
 from clnp.records import GroupCapacity, LearnResult, Receipt, TaskRecord, Undoing
 from clnp.room import room
-from clnp.sources import Source, open_data
+from clnp.sources import Source, check_unused, open_data
 from clnp.split import Head, initialise_, split
 from clnp.training import Progress, check_device, threads
 from clnp.wiring import Wiring, folded, trace, without_head
@@ -303,8 +303,7 @@ class Learner:
             name = clean_name(name)
         except ValueError as error:
             raise TaskError(f"cannot learn a task named {name[:40]!r}: {error}.") from None
-        if name in self.tasks:
-            raise TaskError(f"cannot learn task '{name}': a task of that name is learned already. Choose another name.")
+        check_unused(name, self.tasks)
         check_device(config.device)
         place = (self.seed, "task", len(self.tasks))
         data = open_data(name, train, validation, n_classes, config, self._forms, seeds.generator(*place, "sample"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from clnp import seeds
-from clnp.errors import DataError, first_line
+from clnp.errors import DataError, TaskError, first_line
 from clnp.inputs import Forms, Inputs, check_dense, check_inputs, cut, join, length, parts, take, which
 
 if TYPE_CHECKING:
@@ -207,6 +207,16 @@ def check_labels(y: Tensor, n_classes: int, what: str) -> None:
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= n_classes:
         raise DataError(f"cannot use the {what}: expected labels 0 to {n_classes - 1}, found {low if low < 0 else high}. Renumber them.")
+
+
+def check_unused(name: str, tasks: Collection[str]) -> None:
+    """Check that no task of that name is learned already.
+
+    Raises:
+        TaskError: one is.
+    """
+    if name in tasks:
+        raise TaskError(f"cannot learn task '{name}': a task of that name is learned already. Choose another name.")
 
 
 @dataclass(frozen=True)

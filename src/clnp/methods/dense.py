@@ -15,10 +15,10 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from clnp import seeds, training
-from clnp.errors import StoreError, TaskError, first_line
+from clnp.errors import StoreError, first_line
 from clnp.files import digest, write_atomic
 from clnp.inputs import parts
-from clnp.sources import TensorExamples, check_labels
+from clnp.sources import TensorExamples, check_labels, check_unused
 from clnp.work import Work, fingerprint
 
 if TYPE_CHECKING:
@@ -40,8 +40,7 @@ def check_task(name: str, tasks: Sequence[str], train: tuple[Inputs, Tensor], va
         TaskError: a task of that name is learned already.
         DataError: a label lies outside of the classes.
     """
-    if name in tasks:
-        raise TaskError(f"cannot learn task '{name}': a task of that name is learned already. Choose another name.")
+    check_unused(name, tasks)
     check_labels(train[1], n_classes, f"training data of task '{name}'")
     check_labels(validation[1], n_classes, f"validation data of task '{name}'")
 

@@ -70,33 +70,32 @@ class Guard(nn.Module):
         """Take a note of what task `index` needs, once it is trained."""
 
 
-class OwnStatistics(Guard):
-    """A guard that keeps the running statistics of batch norms for each task: later tasks move those of the trunk."""
+class OwnTensors(Guard):
+    """A guard that keeps some tensors of the trunk for each task, because later tasks move them: running statistics of batch norms."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.statistics = nn.ModuleList()
+        self.own = nn.ModuleList()
+
+    def owned(self, trunk: nn.Module) -> dict[str, Tensor]:
+        """Return what each task has of its own, by name."""
+        return {name: buffer for name, buffer in trunk.named_buffers() if name.rpartition(".")[2].startswith("running_")}
 
     def begin_(self, trunk: nn.Module, index: int) -> None:
-        """Make room for the task's statistics, which go on from those of the last one."""
-        self.statistics.append(nn.Module())
-        for name, buffer in _statistics(trunk).items():
-            self.statistics[index].register_buffer(key(name), buffer.clone())
+        """Make room for the task's tensors, which go on from those of the last one."""
+        self.own.append(nn.Module())
+        for name, tensor in self.owned(trunk).items():
+            self.own[index].register_buffer(key(name), tensor.detach().clone())
 
     @torch.no_grad()
     def learned_(self, network: GuardedNetwork, train: TensorExamples, index: int, *place: int | str) -> None:
-        """Keep the task's statistics."""
-        for name, buffer in _statistics(network.trunk).items():
-            self.statistics[index].get_buffer(key(name)).copy_(buffer)
+        """Keep the task's tensors."""
+        for name, tensor in self.owned(network.trunk).items():
+            self.own[index].get_buffer(key(name)).copy_(tensor)
 
-    def statistics_of(self, index: int) -> dict[str, Tensor]:
-        """Return the statistics of a task by their names in the trunk."""
-        return {name.replace("/", "."): buffer for name, buffer in self.statistics[index].named_buffers()}
-
-
-def _statistics(trunk: nn.Module) -> dict[str, Tensor]:
-    """Return the running statistics of a trunk's norms by their names."""
-    return {name: buffer for name, buffer in trunk.named_buffers() if name.rpartition(".")[2].startswith("running_")}
+    def view(self, parameters: Mapping[str, Tensor], index: int) -> Mapping[str, Tensor]:
+        """Return the parameters, and what the task has of its own."""
+        return {**parameters, **{name.replace("/", "."): tensor for name, tensor in self.own[index].named_buffers()}}
 
 
 def check_plain(trunk: nn.Module, what: str) -> None:
@@ -113,7 +112,7 @@ def check_plain(trunk: nn.Module, what: str) -> None:
             )
 
 
-class Holding(OwnStatistics):
+class Holding(OwnTensors):
     """A guard that holds some weights where they are.
 
     A weight is put back after each step: a zero gradient does not keep it under momentum or weight decay. What the optimizer does to one weight does

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from clnp import seeds
 from clnp.errors import ConfigError
-from clnp.methods.guards import GuardedNetwork, OwnStatistics, check_plain
+from clnp.methods.guards import GuardedNetwork, OwnTensors, check_plain
 from clnp.methods.shared import Shared
 from clnp.wiring import trace
 
@@ -45,7 +45,7 @@ LEAST = 1e-10
 The gradient is that of the attention itself."""
 
 
-class Attention(OwnStatistics):
+class Attention(OwnTensors):
     """Attend to units.
 
     Args:
@@ -127,7 +127,7 @@ class Attention(OwnStatistics):
 
     def view(self, parameters: Mapping[str, Tensor], index: int) -> Mapping[str, Tensor]:
         """Return weights times the attention of a task, and its statistics."""
-        return {**self._masked(parameters, self.attention(index, LARGEST)), **self.statistics_of(index)}
+        return {**super().view(parameters, index), **self._masked(parameters, self.attention(index, LARGEST))}
 
     def before_step_(self, trunk: nn.Module) -> None:
         """Add the gradient of the sparsity term, and rescale that of the embedding."""

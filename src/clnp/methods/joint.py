@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from clnp.dropout import CheapDropout
 from clnp.inputs import join, parts
-from clnp.methods.dense import check_task, fit_dense_
+from clnp.methods.dense import fit_dense_
 from clnp.methods.guards import Guard
 from clnp.methods.shared import Shared
 from clnp.sources import TensorExamples
@@ -81,31 +81,29 @@ class Joint(Shared):
         work: Path | None = None,
     ) -> dict[str, Any]:
         """Train on this task and all before it."""
-        self._check_whole(f"cannot learn task '{task_name}'")
-        check_task(task_name, self.tasks, train, validation, n_classes)
-        index, self._half = len(self.n_classes), task_name
-        self._head(index, n_classes)
-        seen = [*self._seen[:index], (train, validation)]
-        is_single = self.config.head == "single"
-        heads = [head for head in self.heads if isinstance(head, nn.Linear)]
-        starts = [0, *torch.tensor([head.out_features for head in heads]).cumsum(0).tolist()]
+        with self._learning(task_name, train, validation, n_classes) as index:
+            self._head(index, n_classes)
+            seen = [*self._seen[:index], (train, validation)]
+            is_single = self.config.head == "single"
+            heads = [head for head in self.heads if isinstance(head, nn.Linear)]
+            starts = [0, *torch.tensor([head.out_features for head in heads]).cumsum(0).tolist()]
 
-        def all_of(part: int, tasks: Sequence[int]) -> tuple[Inputs, Tensor]:
-            numbers = torch.cat([torch.full((len(seen[task][part][1]),), 0 if is_single else task) for task in tasks])
-            x = join([seen[task][part][0] for task in tasks])
-            y = torch.cat([seen[task][part][1] + (0 if is_single else starts[task]) for task in tasks])
-            return (*parts(x), numbers), y
+            def all_of(part: int, tasks: Sequence[int]) -> tuple[Inputs, Tensor]:
+                numbers = torch.cat([torch.full((len(seen[task][part][1]),), 0 if is_single else task) for task in tasks])
+                x = join([seen[task][part][0] for task in tasks])
+                y = torch.cat([seen[task][part][1] + (0 if is_single else starts[task]) for task in tasks])
+                return (*parts(x), numbers), y
 
-        accuracy = fit_dense_(
-            ManyHeads(self.trunk, heads).to(self.config.device),
-            TensorExamples(*all_of(0, range(len(seen)))),
-            all_of(1, [index]),  # the accuracy of this task, as in the other methods
-            self.config,
-            seed=self.seed,
-            index=index,
-            task=task_name,
-            progress=progress,
-            work=work,
-        )
-        self.n_classes[task_name], self._seen, self._half = n_classes, seen, None
+            accuracy = fit_dense_(
+                ManyHeads(self.trunk, heads).to(self.config.device),
+                TensorExamples(*all_of(0, range(len(seen)))),
+                all_of(1, [index]),  # the accuracy of this task, as in the other methods
+                self.config,
+                seed=self.seed,
+                index=index,
+                task=task_name,
+                progress=progress,
+                work=work,
+            )
+        self._seen = seen
         return {"accuracy": accuracy}

@@ -93,10 +93,10 @@ class Packing(Holding):
     def view(self, parameters: Mapping[str, Tensor], index: int) -> Mapping[str, Tensor]:
         """Return the weights that tasks up to one own; the others are zero."""
         seen: dict[str, Tensor] = {}
-        for name, parameter in parameters.items():
+        for name, parameter in super().view(parameters, index).items():
             owner = getattr(self.owner, key(name), None)
             seen[name] = parameter if owner is None else torch.where((owner >= 0) & (owner <= index), parameter, 0.0)
-        return {**seen, **self.statistics_of(index)}
+        return seen
 
 
 def packnet(make_trunk: Callable[[], nn.Module], example: Inputs, config: LearnConfig, seed: int) -> Shared:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +26,7 @@ from clnp.methods.guards import Guard, GuardedNetwork
 from clnp.sources import TensorExamples
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
     from pathlib import Path
 
     from clnp.config import LearnConfig
@@ -82,28 +83,34 @@ class Shared:
         work: Path | None = None,
     ) -> dict[str, Any]:
         """Train everything that the guard leaves free on one task."""
-        self._check_whole(f"cannot learn task '{task_name}'")
-        check_task(task_name, self.tasks, train, validation, n_classes)
-        index, self._view, self._half = len(self.n_classes), None, task_name
-        network = GuardedNetwork(self.trunk, self._head(index, n_classes).to(self.config.device), self.guard, index)
-        self.guard.steps_per_epoch = max(len(train[1]) // self.config.batch_size_for(len(train[1])), 1)
-        self.guard.begin_(self.trunk, index)
-        accuracy = fit_dense_(
-            network,
-            train,
-            validation,
-            self.config,
-            seed=self.seed,
-            index=index,
-            task=task_name,
-            progress=progress,
-            work=work,
-            stages=self.guard.stages(self.config),
-            between=lambda stage: self.guard.trained_(self.trunk, stage),
-        )
-        self.guard.learned_(network, TensorExamples(*train), index, self.seed, "task", index, "guard")
-        self.n_classes[task_name], self._half = n_classes, None
+        with self._learning(task_name, train, validation, n_classes) as index:
+            network = GuardedNetwork(self.trunk, self._head(index, n_classes).to(self.config.device), self.guard, index)
+            self.guard.steps_per_epoch = max(len(train[1]) // self.config.batch_size_for(len(train[1])), 1)
+            self.guard.begin_(self.trunk, index)
+            accuracy = fit_dense_(
+                network,
+                train,
+                validation,
+                self.config,
+                seed=self.seed,
+                index=index,
+                task=task_name,
+                progress=progress,
+                work=work,
+                stages=self.guard.stages(self.config),
+                between=lambda stage: self.guard.trained_(self.trunk, stage),
+            )
+            self.guard.learned_(network, TensorExamples(*train), index, self.seed, "task", index, "guard")
         return {"accuracy": accuracy}
+
+    @contextmanager
+    def _learning(self, name: str, train: tuple[Inputs, Tensor], validation: tuple[Inputs, Tensor], n_classes: int) -> Generator[int]:
+        """Check a task, give its number to the block that learns it, and count it if the block gets to its end; else nothing is used any more."""
+        self._check_whole(f"cannot learn task '{name}'")
+        check_task(name, self.tasks, train, validation, n_classes)
+        self._view, self._half = None, name
+        yield len(self.n_classes)
+        self.n_classes[name], self._half = n_classes, None
 
     def _check_whole(self, doing: str) -> None:
         """Check that no task was left half learned: all share the weights that it has moved.

@@ -22,22 +22,21 @@ from torch import Tensor, nn
 
 from clnp import seeds
 from clnp.errors import ConfigError
-from clnp.methods.guards import GuardedNetwork, OwnStatistics, key
+from clnp.methods.guards import OwnTensors, key
 from clnp.methods.shared import Shared
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from clnp.config import LearnConfig
     from clnp.inputs import Inputs
-    from clnp.sources import TensorExamples
 
 
 LAYERS = (nn.Linear, nn.Conv2d)
 """What has contexts."""
 
 
-class Contexts(OwnStatistics):
+class Contexts(OwnTensors):
     """Change the input of each layer as the task's context says.
 
     Args:
@@ -49,11 +48,14 @@ class Contexts(OwnStatistics):
         super().__init__()
         self.kind, self.seed = kind, seed
         self.imaginary = nn.ParameterDict()
-        self.vectors = nn.ModuleList()  # biases and norms of each task
         self._index = 0
         self._drawn: dict[tuple[str, int], Tensor] = {}
         self._hooked = False
         self._input: dict[str, Tensor] = {}
+
+    def owned(self, trunk: nn.Module) -> dict[str, Tensor]:
+        """Return statistics and vectors, biases and the weights of norms, which no context reaches: later tasks train them on."""
+        return {**super().owned(trunk), **{name: parameter for name, parameter in trunk.named_parameters() if parameter.dim() <= 1}}
 
     def begin_(self, trunk: nn.Module, index: int) -> None:
         """Watch every layer of the trunk, and make room for the task's vectors.
@@ -68,10 +70,6 @@ class Contexts(OwnStatistics):
                     f"and layer '{name}' is {type(module).__name__}. Choose another network or method."
                 )
         super().begin_(trunk, index)
-        self.vectors.append(nn.Module())
-        for name, parameter in trunk.named_parameters():
-            if parameter.dim() <= 1:
-                self.vectors[index].register_buffer(key(name), parameter.detach().clone())
         if self._hooked:
             return
         self._hooked = True
@@ -90,19 +88,6 @@ class Contexts(OwnStatistics):
         """Take a note of whose turn it is."""
         self._index = index
         return x
-
-    @torch.no_grad()
-    def learned_(self, network: GuardedNetwork, train: TensorExamples, index: int, *place: int | str) -> None:
-        """Keep the task's vectors: later tasks train them on."""
-        super().learned_(network, train, index, *place)
-        for name, parameter in network.trunk.named_parameters():
-            if parameter.dim() <= 1:
-                self.vectors[index].get_buffer(key(name)).copy_(parameter)
-
-    def view(self, parameters: Mapping[str, Tensor], index: int) -> Mapping[str, Tensor]:
-        """Return the matrices of all tasks with the vectors of one."""
-        kept = dict(self.vectors[index].named_buffers())
-        return {**{name: kept.get(key(name), parameter) for name, parameter in parameters.items()}, **self.statistics_of(index)}
 
     def drawn(self, name: str, n: int) -> Tensor:
         """Return the context of the present task for a layer that reads n channels: (n,), or (n, n) for a rotation."""

@@ -116,11 +116,10 @@ class Subnetworks(Holding):
     def view(self, parameters: Mapping[str, Tensor], index: int) -> Mapping[str, Tensor]:
         """Return the weights that a task reads; the others are zero."""
         masks = self.masks[index]
-        seen = {
+        return {
             name: parameter * getattr(masks, key(name)) if hasattr(masks, key(name)) else parameter
-            for name, parameter in parameters.items()
+            for name, parameter in super().view(parameters, index).items()
         }
-        return {**seen, **self.statistics_of(index)}
 
 
 def wsn(make_trunk: Callable[[], nn.Module], example: Inputs, config: LearnConfig, seed: int) -> Shared:

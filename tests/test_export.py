@@ -288,7 +288,7 @@ def interrupt(*_, **__):
 REAL = module._captured
 
 
-@pytest.mark.parametrize("to", ["onnx", "pt2"])
+@pytest.mark.parametrize("to", ["onnx", pytest.param("pt2", marks=pytest.mark.thorough)])
 @pytest.mark.parametrize(
     ("where", "what", "error", "words"),
     [

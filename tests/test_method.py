@@ -32,9 +32,9 @@ def carry(request, tmp_path):
 
 def suite(optimizer: str, name: str) -> list[pytest.MarkDecorator]:
     """The small network meets every optimizer in the fast suite, the dearer ones meet one; of the others CI has what `thorough` says."""
-    if name == "mlp" or optimizer == "adamw":
+    if name == "mlp" or (name, optimizer) == ("vgg", "adamw"):
         return []
-    return [pytest.mark.thorough if name == "vgg" else pytest.mark.slow]
+    return [pytest.mark.thorough if name == "vgg" or optimizer == "adamw" else pytest.mark.slow]
 
 
 # Every two of optimizer, network and way meet, as far as `suite` lets them; in the slow suite all three do.
@@ -67,7 +67,7 @@ def test_no_claimed_unit_reads_what_is_not_needed(name):
     promises.full_width_agrees(learner)
 
 
-@pytest.mark.parametrize("name", ["mlp", "vgg", pytest.param("resnet", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["mlp", pytest.param("vgg", marks=pytest.mark.thorough), pytest.param("resnet", marks=pytest.mark.slow)])
 def test_later_tasks_learn_too(name):
     learner = learned(name, 3, epochs=20, lr=5e-3)
     for number in range(3):

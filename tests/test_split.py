@@ -111,7 +111,7 @@ def close(a, b):
 PARTS = [(0, {}), (1, {}), (2, {"empty": True}), (3, {"claimed": False}), (4, {"pool": False})]
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", small.sampled(READERS, 2))
 def test_it_computes_what_the_visible_units_compute(name):
     for seed, parts in PARTS:
         case = Case(name, seed, **parts)

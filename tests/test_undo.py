@@ -31,7 +31,7 @@ TASKS = ("one", "two", "three")
 # Small networks here, and of the zoo those that tie units, norm over them, or read several inputs.
 NETWORKS = ["mlp", "vgg", "zoo:norms", "zoo:two-inputs"]
 SLOW = ["resnet", "zoo:vit-registers", "zoo:shufflenet", "zoo:llama-gqa", "zoo:gru", "zoo:t5", "zoo:reused"]
-EACH = [*NETWORKS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+SLOWER = [pytest.param(name, marks=pytest.mark.slow) for name in SLOW]
 HEADS = ["multi", "single"]
 
 
@@ -142,7 +142,7 @@ def test_a_private_task_in_the_middle_is_taken_back_and_nothing_else_moves(name,
         found.predict(examples(name, 7, 20)[0], task="two")
 
 
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("name", [*small.sampled(NETWORKS, 2), *SLOWER])
 def test_what_is_learned_after_the_last_was_undone_is_what_it_would_have_been(name, tmp_path):
     learner = learned(name)
     for task in ("three", "two"):

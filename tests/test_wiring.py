@@ -243,7 +243,7 @@ def test_the_residual_stream_of_a_resnet_is_one_group():
     assert torch.equal(wiring.features, wiring.parameters["block2.shortcut.weight"].rows.repeat(2))
 
 
-@pytest.mark.parametrize("name", [*NETS, *SMALL])
+@pytest.mark.parametrize("name", small.sampled([*NETS, *SMALL], 4))
 def test_every_tensor_of_the_model_is_labelled_in_full(name):
     model = small.network(name) if name in SMALL else NETS[name][0]()
     wiring = trace(model, torch.zeros(2, *(small.SHAPE if name in SMALL else NETS[name][1])))
@@ -285,6 +285,7 @@ def test_explain_says_what_is_tied_and_where():
     assert lines[-1] == "heads read 24 features"
 
 
+@pytest.mark.thorough
 def test_explain_says_what_was_merged_and_what_is_raw():
     text = traced("mixed units are one").explain()
     assert "a: 1 unit\n    units merged by softmax.int at '(top level)' (" in text

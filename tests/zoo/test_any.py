@@ -83,6 +83,7 @@ def test_it_works_where_gradients_are_off():
     learner.learn("one", (a, b), (c, d), config=clnp.LearnConfig(**FAST))
 
 
+@pytest.mark.thorough
 def test_channels_last_changes_nothing():
     entry = ZOO["resnet"]
     model, x = trunk(entry, network(entry)), entry.example(2)

@@ -24,7 +24,7 @@ CASES = {**OPS, **MERGED}
 SOURCE = Path(__file__).with_name("op_refused.py")
 LOST = "capacity lost here"
 SEEDS = 2
-SOME = sampled(CASES, 8)
+SOME = sampled(CASES, 16)
 """To capture a network takes a fifth of a second: an eighth of them in the fast suite, all of them in CI."""
 
 
@@ -213,7 +213,7 @@ def check_narrowed(case, model, wiring):
             assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", MERGED)
+@pytest.mark.parametrize("name", sampled(MERGED))
 def test_what_has_no_rule_is_one_unit_and_said_so(name):
     case = MERGED[name]
     _, wiring = traced(name)
@@ -246,7 +246,7 @@ def test_what_is_refused_for_mixing_examples_does_so(name):
             assert not torch.allclose(model(other)[1], whole[1], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", sampled(REFUSED))
 def test_what_cannot_be_isolated_is_refused_by_name(name):
     refusal = REFUSED[name]
     with pytest.raises(WiringError) as caught:

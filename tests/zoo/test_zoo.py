@@ -19,7 +19,7 @@ from small import sampled
 
 QUICK = "two-inputs"
 """It learns three tasks in the fast suite, where `test_examples` has transformers, a recurrent one does in CI, the others in the slow suite."""
-NAMES = [pytest.param("swin", marks=pytest.mark.slow), *sampled([name for name in ZOO if name != "swin"])]
+NAMES = [pytest.param("swin", marks=pytest.mark.slow), *sampled([name for name in ZOO if name != "swin"], 5)]
 """To capture one takes a second, a Swin transformer ten."""
 LEARNING = [
     name if name == QUICK else pytest.param(name, marks=pytest.mark.thorough if name == "lstm" else pytest.mark.slow) for name in ZOO
@@ -187,7 +187,7 @@ def test_narrowed_is_the_network_without_the_other_units(name):
     check_narrowed(name, [ZOO[name].example(n) for n in BATCHES], seed=0)
 
 
-@pytest.mark.parametrize("name", sampled(name for name, entry in ZOO.items() if entry.varying))
+@pytest.mark.parametrize("name", sampled((name for name, entry in ZOO.items() if entry.varying), 5))
 def test_narrowed_takes_other_sizes_where_the_network_does(name):
     check_narrowed(name, [make(n) for make in ZOO[name].varying for n in BATCHES], seed=1)
 
@@ -298,7 +298,7 @@ def test_what_was_loaded_learns_on_and_forgets_nothing(name, tmp_path):
     assert_same(logits, logits_of(loaded, mixed_batch(entry)))
 
 
-@pytest.mark.parametrize("name", LEARNING)
+@pytest.mark.parametrize("name", [name if name != QUICK else pytest.param(QUICK, marks=pytest.mark.thorough) for name in LEARNING])
 def test_every_group_can_be_wider_and_every_bit_stays(name, tmp_path):
     entry, (learner, _, logits) = ZOO[name], learned(name)
     x, rows = mixed_batch(entry), learner.capacity()

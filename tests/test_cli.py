@@ -271,8 +271,9 @@ def test_report_prints_where_it_wrote(clnp, finished, tmp_path):
     assert "<html" in (tmp_path / "r.html").read_text()
 
 
-@pytest.mark.parametrize("arguments", [["digits"], ["vgg-small"], ["digits", "--model", "resnet-small"]])
-def test_inspect_explains_a_network(clnp, arguments):
+@pytest.mark.parametrize("arguments", [["digits"], ["vgg-small"], ["split-cifar10", "--model", "resnet-small"]])
+def test_inspect_explains_a_network_and_needs_no_data(clnp, arguments, monkeypatch):
+    monkeypatch.setattr("clnp.data.download.fetch", lambda *_: pytest.fail("no data are needed"))
     code, out, _ = clnp("inspect", *arguments)
     assert code == 0
     assert re.search(r"\d+ units in \d+ groups", out)

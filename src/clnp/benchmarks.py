@@ -48,6 +48,7 @@ class Benchmark:
             called, examples are made when a task is loaded. Without a directory files are downloaded, or come with the package.
             ConfigError: there are not so many tasks; DataError: a file is missing or damaged.
         model: the network it is run with by default, a key in MODELS.
+        shape: of one example.
         config: what differs from the defaults of LearnConfig.
 
     >>> [task.classes for task in BENCHMARKS["digits"].tasks(None, 0, 2)]
@@ -61,6 +62,7 @@ class Benchmark:
     max_tasks: int | None
     tasks: Build
     model: str
+    shape: tuple[int, ...]
     config: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
@@ -202,6 +204,7 @@ def _benchmark(
     n_tasks: int,
     max_tasks: int | None,
     model: str,
+    shape: tuple[int, ...],
     build: _NamedBuild,
     config: Mapping[str, Any] | None = None,
 ) -> Benchmark:
@@ -214,7 +217,7 @@ def _benchmark(
             raise ConfigError(msg)
         return build(name, data, seed, n_tasks)
 
-    return Benchmark(name, description, scenario, n_tasks, max_tasks, tasks, model, config or {})
+    return Benchmark(name, description, scenario, n_tasks, max_tasks, tasks, model, shape, config or {})
 
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -227,6 +230,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             n_tasks=5,
             max_tasks=5,
             model="mlp-small",
+            shape=(1, 8, 8),
             build=_split(lambda _: load_digits(), 2),
             config=SMALL,
         ),
@@ -237,6 +241,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             n_tasks=5,
             max_tasks=None,
             model="mlp-small",
+            shape=(64,),
             build=_permuted(lambda _: load_digits()),
             config=SMALL,
         ),
@@ -247,6 +252,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             n_tasks=10,
             max_tasks=None,
             model="mlp-2000",
+            shape=(784,),
             build=_permuted(load_mnist),
             config=MNIST,
         ),
@@ -257,6 +263,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             n_tasks=10,
             max_tasks=None,
             model="mlp-2000",
+            shape=(1, 28, 28),
             build=_rotated(load_mnist),
             config=MNIST,
         ),
@@ -267,6 +274,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             n_tasks=5,
             max_tasks=5,
             model="mlp-256",
+            shape=(1, 28, 28),
             build=_split(load_mnist, 2),
         ),
         _benchmark(
@@ -276,6 +284,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             n_tasks=5,
             max_tasks=5,
             model="mlp-256",
+            shape=(1, 28, 28),
             build=_split(load_fashion_mnist, 2),
         ),
         _benchmark(
@@ -285,6 +294,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             n_tasks=5,
             max_tasks=5,
             model="vgg-small",
+            shape=(3, 32, 32),
             build=_split(load_cifar10, 2),
         ),
         _benchmark(
@@ -294,6 +304,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             n_tasks=6,
             max_tasks=11,
             model="zenke",
+            shape=(3, 32, 32),
             build=_cifar10_100,
         ),
         _benchmark(
@@ -303,6 +314,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             n_tasks=6,
             max_tasks=11,
             model="zenke",
+            shape=(3, 32, 32),
             build=_mirrored(_cifar10_100),
         ),
         _benchmark(
@@ -312,6 +324,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             n_tasks=15,
             max_tasks=15,
             model="vgg-small",
+            shape=(3, 32, 32),
             build=_mixed,
         ),
         _benchmark(
@@ -321,6 +334,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             n_tasks=10,
             max_tasks=10,
             model="resnet18-narrow",
+            shape=(3, 32, 32),
             build=_split(load_cifar100, 10),
         ),
         _benchmark(
@@ -330,6 +344,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             n_tasks=20,
             max_tasks=20,
             model="resnet18-narrow",
+            shape=(3, 32, 32),
             build=_split(load_cifar100, 5),
         ),
     )

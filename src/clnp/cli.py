@@ -344,26 +344,23 @@ register(app)
 @app.command()
 def inspect(
     name: Annotated[str, typer.Argument(help="A benchmark or a model from `clnp list`.")],
-    model: Annotated[str | None, typer.Option("--model", help="The network to look at, with the benchmark's data.")] = None,
-    data: DataOption = None,
+    model: Annotated[str | None, typer.Option("--model", help="The network to look at, for the benchmark's examples.")] = None,
 ) -> None:
     """Show which units of a network are tied together, and what cannot be pruned and why."""
     import torch
 
     from clnp import wiring
     from clnp.benchmarks import BENCHMARKS
-    from clnp.inputs import cut, parts
     from clnp.models import MODELS, lookup
 
     if name in MODELS:
-        model, example = name, torch.zeros(2, *INSPECTED)
+        model, shape = name, INSPECTED
     else:
         lookup("benchmark or model", name, {**BENCHMARKS, **MODELS})
-        model, example = model or BENCHMARKS[name].model, cut(BENCHMARKS[name].tasks(data, 0, 1)[0].validation[0], 0, 2)
-    build = lookup("model", model, MODELS)
-    shapes = [tuple(part.shape[1:]) for part in parts(example)]
-    typer.echo(f"{model}, for examples of shape {', '.join(map(str, shapes))}")
-    typer.echo(wiring.trace(build(*shapes), example).explain())
+        model, shape = model or BENCHMARKS[name].model, BENCHMARKS[name].shape
+    network = lookup("model", model, MODELS)(shape)
+    typer.echo(f"{model}, for examples of shape {shape}")
+    typer.echo(wiring.trace(network, torch.zeros(2, *shape)).explain())
 
 
 def _show(directory: Path) -> None:

@@ -135,7 +135,7 @@ def fetch(published: Published, cache: Path | None = None) -> Path:
                 try:
                     _fetch_from(address, published, folder, Path(scratch))
                 except _BROKEN as error:
-                    failures.append(f"{address}: {first_line(error)}")
+                    failures.append(f"{address}: {_reason(error)}")
                 else:
                     return folder
     except OSError as error:
@@ -146,6 +146,13 @@ def fetch(published: Published, cache: Path | None = None) -> Path:
     msg += f"({'; '.join(failures)}). "
     msg += f"Check the connection, or put {', '.join(published.files)} in DIR/{published.folder} and name the directory (--data DIR)."
     raise DataError(msg)
+
+
+def _reason(error: BaseException) -> str:
+    """Return what went wrong in one line: of a connection that failed, the cause, without the layers that it came through."""
+    cause = getattr(error.args[0] if error.args else None, "reason", None) or error
+    line = first_line(cause)
+    return line.partition("): ")[2] or line if line.startswith(("HTTPConnection", "HTTPSConnection", "<urllib3")) else line
 
 
 def _fetch_from(address: str, published: Published, folder: Path, scratch: Path) -> None:

@@ -181,7 +181,9 @@ def ablations(rows: Rows) -> Figure:
         for axes, measure, colour in ((left, average, COLOURS[0]), (right, full, COLOURS[1])):
             axes.plot([measure(runs) for runs in others.values()], range(len(others)), "o", color=colour)
             axes.axvline(measure(base), color=OURS, lw=1)
-            axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=1 if axes is left else 0))
+            seeds = [measure([run]) for run in base]
+            axes.axvspan(min(seeds), max(seeds), color=OURS, alpha=0.12, lw=0)  # what chance alone does
+            axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
         left.set_yticks(range(len(others)), others)
         right.set_yticks(range(len(others)), [""] * len(others))
         left.set(xlabel="average accuracy", title="what has no number")

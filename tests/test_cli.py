@@ -170,6 +170,8 @@ def test_ctrl_c_says_how_to_continue_and_the_command_does(clnp, monkeypatch, tmp
         (["run", "digits", "--set", "epochs=ten"], 2, "epochs: .*integer.*'ten'"),
         (["run", "digits", "--set", "margin=1.5"], 2, r"margin: .*less than 1.*1\.5"),
         (["run", "digits", "--set", "x=!!python/object/apply:os.system [true]"], 2, "expected a YAML value"),
+        (["run", "digits", "--set", "threads=100000"], 2, r"threads: .*less than or equal to 1024"),
+        (["run", "digits", "--method", "ewc", "--set", "strength=1e300"], 2, r"strength: .*less than or equal to 1000000000000"),
         (["run", "digits", "--tasks", "6"], 2, "expected 1 to 5 tasks, found 6"),
         (["run", "digits", "--tasks", "0"], 2, "found 0"),
         (["run", "digits", "--config", "nowhere.yaml"], 2, "nowhere.yaml"),

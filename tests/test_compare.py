@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from statistics import stdev
 
 import pytest
+import yaml
 
 from clnp import cli
-from clnp.errors import StoreError
+from clnp.errors import DamageError, StoreError
 from clnp.experiment import configure, run
 from clnp.report import compare, render_comparison
 from clnp.report.compare import flip_test
@@ -38,6 +40,14 @@ def runs(tmp_path_factory):
 
 def of(runs, *names):
     return [runs[name] for name in names]
+
+
+def call(*arguments):
+    try:
+        cli.main(["compare", *map(str, arguments)])
+    except SystemExit as stop:
+        return stop.code or 0
+    return 0
 
 
 def averages(directory):
@@ -99,23 +109,15 @@ def test_the_permutation_test_on_cases_solved_by_hand():
 
 
 def test_the_command_prints_a_table_a_page_and_json(runs, tmp_path, capsys):
-    directories = [str(path) for path in of(runs, "finetune-0", "finetune-1", "single-0", "single-1")]
-
-    def call(*arguments):
-        try:
-            cli.main(["compare", *directories, *arguments])
-        except SystemExit as stop:
-            return stop.code or 0
-        return 0
-
-    assert call("--out", str(tmp_path / "page.html")) == 0
+    directories = of(runs, "finetune-0", "finetune-1", "single-0", "single-1")
+    assert call(*directories, "--out", tmp_path / "page.html") == 0
     told = capsys.readouterr().out
     assert "digits · mlp-small · 2 tasks" in told
     assert "finetune" in told
     page = (tmp_path / "page.html").read_text()
     assert page.count('<circle class="new"') == 4
     assert "seed 1:" in page
-    assert call("--json") == 0
+    assert call(*directories, "--json") == 0
     assert [row["method"] for row in json.loads(capsys.readouterr().out)["rows"]]
 
 
@@ -123,3 +125,58 @@ def test_text_in_the_page_is_escaped(runs):
     found = compare(of(runs, "single-0"))
     object.__setattr__(found, "benchmark", "<b>x</b>")
     assert "<b>x</b>" not in render_comparison(found)
+
+
+def test_the_page_says_from_where_to_where_the_averages_go(runs):
+    found = compare(of(runs, "finetune-0", "single-0", "slow"))
+    values = [row.mean for row in found.rows]
+    assert f"from {100 * min(values):.2f} to {100 * max(values):.2f} %" in render_comparison(found)
+
+
+def test_what_cannot_be_tested_is_said_to_be_so(runs, capsys):
+    found = compare(of(runs, "finetune-0", "single-1"))
+    assert [row.p for row in found.rows] == [None, None]
+    assert render_comparison(found).count("no common seed") == 1
+    assert call(*of(runs, "finetune-0", "single-1")) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "n/a: it has no seed in common with the first row" in told
+
+
+def test_what_a_reader_should_know_of_a_run_stands_below(runs, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(runs["single-0"], copy)
+    (copy / "events.jsonl").unlink()
+    found = compare([copy, runs["finetune-0"]])
+    assert any(notice.startswith(f"{copy}: events.jsonl does not say") for notice in found.notices)
+    assert "events.jsonl does not say" in render_comparison(found)
+
+
+def test_a_run_whose_settings_cannot_be_read_is_refused_and_an_older_one_had_the_defaults(runs, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(runs["finetune-1"], copy)
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    del config["learn"]["claim_weight"]
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    (copy / "events.jsonl").unlink()  # it knows the hash of the configuration
+    assert compare([runs["finetune-0"], copy]).differing == {}
+    (copy / "config.yaml").unlink()
+    with pytest.raises(DamageError, match=r"copy.*config\.yaml is missing or damaged"):
+        compare([runs["finetune-0"], copy])
+
+
+def test_a_setting_that_was_not_said_has_no_place_in_a_label(runs, tmp_path):
+    run(configure("digits", method="finetune", seed=3, n_tasks=2, settings={**SETTINGS, "strength": 1.0}), tmp_path / "strong")
+    found = compare([runs["finetune-0"], tmp_path / "strong"])
+    assert sorted(row.label for row in found.rows) == ["finetune", "finetune strength=1.0"]
+
+
+def test_a_page_goes_where_it_can_and_the_table_is_printed_anyway(runs, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert call(runs["single-0"], "--out", tmp_path / "file" / "page.html") == 1
+    told = capsys.readouterr()
+    assert "digits · mlp-small" in told.out
+    assert f"cannot write the comparison '{tmp_path / 'file' / 'page.html'}'" in told.err
+    assert call(runs["single-0"], "--out", tmp_path) == 0
+    assert (tmp_path / "comparison.html").is_file()
+    assert call(runs["single-0"], "--out", tmp_path / "new" / "page.html") == 0
+    assert (tmp_path / "new" / "page.html").is_file()

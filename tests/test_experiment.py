@@ -332,7 +332,7 @@ def test_damaged_events_are_refused(tmp_path):
         run(tiny("single"), out, progress=stop_at("evaluated", 1))
     text = (out / "events.jsonl").read_text().replace('"event": "epoch"', '"event": "epo', 1)
     (out / "events.jsonl").write_text(text)
-    with pytest.raises(StoreError, match=r"line 2 of its events\.jsonl is damaged"):
+    with pytest.raises(DamageError, match=r"line 2 of its events\.jsonl is damaged"):
         run(tiny("single"), out)
 
 
@@ -403,7 +403,40 @@ def test_what_cannot_be_run_leaves_no_directory(tmp_path):
         run(configure("digits", n_tasks=6), tmp_path / "run")
     with pytest.raises(DataError):
         run(configure("permuted-mnist"), tmp_path / "run", data=tmp_path / "no data here")
+    with pytest.raises(ConfigError, match="Use head='multi'"):
+        run(tiny("ewc", head="single"), tmp_path / "run")
+    with pytest.raises(ConfigError, match="cannot train on device"):
+        run(tiny(device="nonsense"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_is_shown_where_it_could_not_be_run(finished, tmp_path, monkeypatch):
+    out, summary = finished["single"]
+    monkeypatch.setitem(METHODS, "single", lambda *_: pytest.fail("nothing is to be done"))
+    assert run(tiny("single"), out) == summary
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("summary.json", b"{"),
+        ("summary.json", b'{"check": "0"}'),
+        ("config.yaml", b"a: [1"),
+        ("config.yaml", b"[]"),
+        ("config.yaml", b"a: 1\n"),
+    ],
+)
+def test_content_that_was_not_written_is_damage_and_a_file_that_cannot_be_read_is_not(finished, tmp_path, file, content):
+    shutil.copytree(finished["single"][0], tmp_path / "run")
+    (tmp_path / "run" / file).write_bytes(content)
+    with pytest.raises(DamageError, match=file.replace(".", r"\.")):
+        run(tiny("single"), tmp_path / "run")
+    (tmp_path / "run" / file).unlink()
+    (tmp_path / "run" / "summary.json").unlink(missing_ok=True)
+    (tmp_path / "run" / "summary.json").mkdir()
+    with pytest.raises(StoreError) as told:
+        rundir.read_summary(tmp_path / "run")
+    assert not isinstance(told.value, DamageError)
 
 
 # ---- configurations
@@ -419,6 +452,10 @@ def test_what_cannot_be_run_leaves_no_directory(tmp_path):
         ({"benchmark": "digits", "settings": {"epochs": "many"}}, "epochs: .*found 'many'"),
         ({"benchmark": "digits", "settings": {"margin": 2}}, "margin: .*found 2"),
         ({"benchmark": "digits", "defaults": {"epochs": 3}}, "put it under 'learn:'"),
+        ({"benchmark": "digits", "defaults": {"method": ["ewc"]}}, r"unknown method \['ewc'\]: expected a name, found list"),
+        ({"benchmark": "digits", "defaults": {"model": {"a": 1}}}, "unknown model .*expected a name, found dict"),
+        ({"benchmark": "digits", "defaults": {1: 2}}, "unknown key in the configuration file 1"),
+        ({"benchmark": "digits", "defaults": {"learn": {1: 2}}}, "unknown setting 1"),
         ({"benchmark": "digits", "defaults": {"sed": 3}}, "Did you mean 'seed'"),
         ({"benchmark": "digits", "defaults": {"seed": "x"}}, "seed: expected a whole number"),
         ({"benchmark": "digits", "seed": -1}, "seed: expected a whole number of at least 0"),

@@ -532,6 +532,5 @@ def test_masks_keep_old_answers_bit_for_bit(name):
     ids=["packnet", "wsn", "hat", "hat-norm", "superposition"],
 )
 def test_networks_that_a_method_would_get_wrong_are_refused(name, layers, said):
-    method = METHODS[name](lambda: nn.Sequential(*layers(), nn.ReLU()), torch.zeros(2, 3), LearnConfig(epochs=1), 0)
     with pytest.raises(ConfigError, match=said):
-        method.learn("one", (X, Y), (X, Y), 2, lambda _: None)
+        METHODS[name](lambda: nn.Sequential(*layers(), nn.ReLU()), torch.zeros(2, 3), LearnConfig(epochs=1), 0)

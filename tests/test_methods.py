@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from clnp.benchmarks import BENCHMARKS
 from clnp.config import LearnConfig
-from clnp.errors import ConfigError, DataError, StoreError, TaskError, TrainingError
+from clnp.errors import ConfigError, DamageError, DataError, StoreError, TaskError, TrainingError
 from clnp.methods import METHODS, joint
 from clnp.methods.dense import STATE
 from clnp.models import MODELS
@@ -211,14 +212,22 @@ def test_damaged_files_are_refused(name, tasks, tmp_path):
     method.save(tmp_path)
     file = next(tmp_path.glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:-8])
-    with pytest.raises(StoreError, match=r"network-\d\.safetensors"):
+    with pytest.raises(DamageError, match=r"network-\d\.safetensors"):
         make(name).load(tmp_path)
     file.unlink()
-    with pytest.raises(StoreError, match=r"network-\d\.safetensors"):
+    with pytest.raises(DamageError, match=r"network-\d\.safetensors"):
         make(name).load(tmp_path)
-    (tmp_path / STATE).write_text("{")
-    with pytest.raises(StoreError, match=STATE):
-        make(name).load(tmp_path)
+    checksum = "4f53cda18c2baa0c0354bb5f9a3ecbe5ed12ab4d8e11ba873c2f11161202b945"  # of []
+    for content in (
+        "{",
+        "[" * 100_000,
+        "[]",
+        json.dumps({"checksum": hashlib.sha256(b"{}").hexdigest()}),
+        json.dumps({"checksum": checksum}),
+    ):
+        (tmp_path / STATE).write_text(content)
+        with pytest.raises(DamageError, match=STATE):
+            make(name).load(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["finetune", "single"])
@@ -235,7 +244,7 @@ def test_one_bit_that_flipped_is_noticed_in_every_file(name, tasks, tmp_path):
             if path.suffix == ".json" and not whole[place : place + 1].isalnum():
                 continue  # spaces and line ends may be others
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-            with pytest.raises(StoreError, match=rf"{path.name}.*expected.*found.*start the run anew"):
+            with pytest.raises(DamageError, match=rf"{path.name}.*expected.*found.*start the run anew"):
                 make(name).load(tmp_path)
         path.write_bytes(whole)
     make(name).load(tmp_path)
@@ -352,3 +361,99 @@ def test_the_upper_bound_sees_all_examples_so_far_in_every_epoch(tasks, monkeypa
     logits = network((*[part[:1] for part in train.x[:-1]], torch.tensor([1])))
     assert (logits[0, [0, 1, 4, 5]] == joint.FAR).all(), "classes of other tasks are no answers"
     assert (logits[0, 2:4] > joint.FAR / 2).all()
+
+
+@every_method
+def test_a_directory_holds_what_was_saved_last(name, tasks, tmp_path):
+    """Two models are saved to one place: the second is what lies there, or is refused."""
+    one, other = make(name, seed=0), make(name, seed=5)
+    for method in (one, other):
+        for task in tasks[:2]:
+            teach(method, task)
+    one.save(tmp_path)
+    if name == "clnp":
+        with pytest.raises(StoreError, match="another learner"):
+            other.save(tmp_path)
+        return
+    other.save(tmp_path)
+    loaded = make(name, seed=5)
+    loaded.load(tmp_path)
+    for task in tasks[:2]:
+        assert torch.equal(loaded.predict(task.test[0], task.name), other.predict(task.test[0], task.name))
+    loaded.save(tmp_path / "copy")
+    again = make(name, seed=5)
+    again.load(tmp_path / "copy")
+    assert torch.equal(again.predict(tasks[0].test[0], tasks[0].name), other.predict(tasks[0].test[0], tasks[0].name))
+
+
+@every_method
+def test_what_is_loaded_takes_the_place_of_what_was_learned(name, tasks, tmp_path):
+    method = make(name)
+    for task in tasks[:2]:
+        teach(method, task)
+    method.save(tmp_path)
+    expected = method.predict(tasks[0].test[0], tasks[0].name)
+    teach(method, tasks[2])
+    for _ in range(2):
+        method.load(tmp_path)
+        assert method.tasks == (tasks[0].name, tasks[1].name)
+        assert torch.equal(method.predict(tasks[0].test[0], tasks[0].name), expected)
+    told, afresh = teach(method, tasks[2]), make(name)
+    afresh.load(tmp_path)
+    afresh.revisit(tasks[:2])
+    assert told["accuracy"] == teach(afresh, tasks[2])["accuracy"]
+    assert torch.equal(method.predict(tasks[2].test[0], tasks[2].name), afresh.predict(tasks[2].test[0], tasks[2].name))
+
+
+@pytest.mark.parametrize(("seed", "contexts"), [(1, "binary"), (0, "rotation")])
+def test_superposition_is_loaded_with_its_own_contexts_alone(seed, contexts, tasks, tmp_path):
+    method = make("superposition")
+    teach(method, tasks[0])
+    method.save(tmp_path)
+    with pytest.raises(StoreError, match=rf"saved with .*binary.*'seed': 0.*made with .*{contexts}.*'seed': {seed}"):
+        make("superposition", LearnConfig(**{**CONFIG.model_dump(), "contexts": contexts}), seed).load(tmp_path)
+
+
+WRONG = {
+    "a label too few": (lambda x, y: (x, y[:-3]), "expected one label for each of 231 examples"),
+    "no examples": (lambda x, y: (x[:0], y[:0]), "it is empty"),
+    "labels that are no numbers of classes": (lambda x, y: (x, y.float()), "expected integer labels"),
+    "another shape": (lambda x, y: (x[..., :-1], y), r"expected examples of shape \(1, 8, 8\)"),
+    "another dtype": (lambda x, y: (x.double(), y), "expected torch.float32"),
+    "no number": (lambda x, y: (x.where(x > 0, torch.nan), y), "NaN"),
+    "a label too large": (lambda x, y: (x, y + 1), "expected labels 0 to 1, found 2"),
+}
+
+
+@every_method
+def test_data_that_cannot_be_learned_are_refused_and_nothing_is_changed(name, tasks):
+    method, task = make(name), tasks[0]
+    for spoil, said in WRONG.values():
+        for train, validation in ((spoil(*task.train), task.validation), (task.train, spoil(*task.validation))):
+            with pytest.raises(DataError, match=said.replace("231", r"\d+")):
+                method.learn("spoilt", train, validation, 2, lambda _: None)
+    for n_classes in (0, 1):
+        with pytest.raises(DataError, match=f"at least two classes, found {n_classes}"):
+            method.learn("spoilt", task.train, task.validation, n_classes, lambda _: None)
+    x, y = task.train
+    method.learn(task.name, (x, y.to(torch.int16)), task.validation, 2, lambda _: None)
+    other = make(name)
+    teach(other, task)
+    assert torch.equal(method.predict(task.test[0], task.name), other.predict(task.test[0], task.name))
+    with pytest.raises(TaskError, match="'nothing'"):
+        method.predict(task.test[0], "nothing")
+
+
+@every_method
+@pytest.mark.parametrize("device", ["meta", "nonsense", "cuda:77"])
+def test_a_device_that_is_not_there_is_refused_before_anything_is_made(name, device):
+    with pytest.raises(ConfigError, match=f"cannot train on device '{device}'"):
+        make(name, LearnConfig(device=device))
+
+
+def test_a_penalty_that_diverges_is_named(tasks):
+    config = LearnConfig(**{**CONFIG.model_dump(), "strength": 1e12, "optimizer": "sgd", "lr": 0.1, "schedule": "constant"})
+    method = make("ewc", config)
+    teach(method, tasks[0])
+    with pytest.raises(TrainingError, match="--set strength"):
+        teach(method, tasks[1])

@@ -263,22 +263,21 @@ def compare_(
     """Put finished runs side by side: mean and spread over seeds, forgetting, cost, and whether differences are more than chance."""
     from dataclasses import asdict
 
-    from clnp.report import compare, render_comparison
+    from clnp.report import compare, render_comparison, write_page
 
     found = compare(directories)
-    if out is not None:
-        from clnp.files import write_atomic
-
-        write_atomic(out, render_comparison(found))
-        _say(f"comparison: {out}")
     if as_json:
         typer.echo(json.dumps(asdict(found), indent=2))
-        return
-    from rich.console import Console
+    else:
+        from rich.console import Console
 
-    from clnp.console import comparison
+        from clnp.console import comparison
 
-    Console(highlight=False).print(comparison(found))
+        Console(highlight=False).print(comparison(found))
+    if out is not None:
+        out = out / "comparison.html" if out.is_dir() else out
+        write_page(out, render_comparison(found), "comparison")
+        _say(f"comparison: {out}")
 
 
 @app.command()

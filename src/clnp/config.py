@@ -76,7 +76,7 @@ class LearnConfig(BaseModel):
     reuse: bool = Field(True, description="whether the task may read units of earlier tasks")
     private: bool = Field(False, description="whether later tasks are kept from reading this task's units")
     strength: float | None = Field(
-        None, ge=0, description="of methods that are compared with: lambda of ewc, c of si and hat; by default the method's own"
+        None, ge=0, le=1e12, description="of methods that are compared with: lambda of ewc, c of si and hat; by default the method's own"
     )
     damping: float | None = Field(None, gt=0, description="si: xi, which keeps weights that hardly moved from being held for ever")
     share: float | None = Field(
@@ -84,7 +84,7 @@ class LearnConfig(BaseModel):
     )
     contexts: Literal["binary", "complex", "rotation"] = Field("binary", description="superposition: what tells its networks apart")
     device: str = Field("cpu", description="where to train: cpu, cuda, cuda:1, mps")
-    threads: int | None = Field(None, ge=1, description="torch threads; None leaves them as they are")
+    threads: int | None = Field(None, ge=1, le=1024, description="torch threads; None leaves them as they are")
     memory_limit: int = Field(4096, ge=0, description="MB that kept outputs of claimed units may take; beyond, they are computed anew")
 
     def __init__(self, **settings: Any) -> None:

@@ -197,7 +197,7 @@ def comparison(found: Comparison) -> RenderableType:
         table.add_column(column, justify="right", no_wrap=True)
     for row in found.rows:
         spread = UNKNOWN if row.spread is None else f"{100 * row.spread:.2f}"
-        p = "" if row.p is None else "< 0.001" if row.p < 0.001 else f"{row.p:.3f}"
+        p = ("" if row is found.rows[0] else UNKNOWN) if row.p is None else "< 0.001" if row.p < 0.001 else f"{row.p:.3f}"
         forgetting = "0" if row.forgetting == 0 else f"{100 * row.forgetting:.2f}"
         cells = [str(len(row.seeds)), percent(row.mean), spread, forgetting, duration(row.cpu_seconds), p]
         table.add_row(Text(row.label), *cells)
@@ -207,5 +207,8 @@ def comparison(found: Comparison) -> RenderableType:
             "(paired over seeds and tasks)"
         )
     ]
+    if any(row.p is None for row in found.rows[1:]):
+        notes.append(f"{UNKNOWN}: it has no seed in common with the first row, so that nothing can be paired")
     notes += [f"{key} differs: {', '.join(values)}" for key, values in found.differing.items()]
+    notes += found.notices
     return Group(table, *(Text(note, style="dim") for note in notes))

@@ -6,9 +6,11 @@ continued ends with the same numbers as one that was not.
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -146,11 +148,15 @@ def run(
         StoreError: the directory holds something else, another configuration or damaged files, or another process is at work in it.
         Stopped: a signal asked for it; nothing that was done is lost.
     """
-    # Before anything is written: what cannot be run leaves no directory behind.
     tasks = BENCHMARKS[config.benchmark].tasks(data, config.seed, config.n_tasks)
     example = cut(tasks[0].validation[0], 0, 2)
-    # Training and testing alike: bits may depend on the number of threads.
-    with locked(out), training.threads(config.learn.threads):
+    with contextlib.ExitStack() as stack:
+        # Training and testing alike: bits may depend on the number of threads.
+        stack.enter_context(training.threads(config.learn.threads))
+        # Before anything is written: what cannot be run leaves no directory behind.
+        make = partial(METHODS[config.method], lambda: build_trunk(config, example), example, config.learn, config.seed)
+        made = None if (out / rundir.SUMMARY).exists() else make()
+        stack.enter_context(locked(out))
         # What a setting that came later does by default is what was done before there was one.
         rundir.claim(out, config.model_dump(mode="json"), {"learn": LearnConfig().model_dump(mode="json")})
         finished = rundir.read_summary(out)
@@ -163,7 +169,7 @@ def run(
             progress(written)
             return written
 
-        method = METHODS[config.method](lambda: build_trunk(config, example), example, config.learn, config.seed)
+        method = made or make()
         past = _past(out, method)
         if past.started:
             record({"event": "run_resumed", "index": len(method.tasks), "versions": versions()})

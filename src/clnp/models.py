@@ -219,6 +219,8 @@ def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
         ...
     clnp.errors.ConfigError: unknown model 'mlp-smal'. Did you mean 'mlp-small'? There are: mlp-small, mlp-100, ...
     """
+    if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # a configuration file may hold anything
+        raise ConfigError(f"unknown {kind} {name!r}: expected a name, found {type(name).__name__}.")
     if name in table:
         return table[name]
     near = [key for key in table if name and key.startswith(name)] or difflib.get_close_matches(name.lower(), table, n=1, cutoff=0.5)

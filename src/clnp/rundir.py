@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from clnp.errors import StoreError
+from clnp.errors import DamageError, StoreError
 from clnp.files import append, digest, read_bounded, write_atomic
 from clnp.parsing import MAX_YAML, parse_json, parse_yaml
 
@@ -37,7 +37,8 @@ def read_config(run: Path) -> Json:
     """Return the configuration of a run.
 
     Raises:
-        StoreError: the directory is missing, is not a run directory, or its configuration is damaged.
+        StoreError: the directory is missing, or is not a run directory.
+        DamageError: its configuration is damaged.
     """
     path = run / CONFIG
     if not path.is_file():
@@ -47,13 +48,18 @@ def read_config(run: Path) -> Json:
         content = read_bounded(path, MAX_YAML, run)
         config = parse_yaml(content)
     except (OSError, ValueError) as error:
-        raise StoreError(f"cannot read run '{run}': its {CONFIG} is damaged ({error}). Restore it from a copy, or start anew.") from error
+        raise _kind(error)(f"cannot read run '{run}': its {CONFIG} is damaged ({error}). Restore it from a copy, or start anew.") from error
     if not isinstance(config, dict):
-        raise StoreError(f"cannot read run '{run}': expected keys and values in its {CONFIG}, found {type(config).__name__}.")
+        raise DamageError(f"cannot read run '{run}': expected keys and values in its {CONFIG}, found {type(config).__name__}.")
     started = next((event for event in read_events(run) if event.get("event") == "run_started"), {})
     if started.get("config_sha256", digest(content)) != digest(content):
-        raise StoreError(f"cannot read run '{run}': its {CONFIG} is not the one that the run was started with. Restore it from a copy.")
+        raise DamageError(f"cannot read run '{run}': its {CONFIG} is not the one that the run was started with. Restore it from a copy.")
     return config
+
+
+def _kind(error: Exception) -> type[StoreError]:
+    """Return what an error is for the user: content that is wrong is damage, a file that the system does not give is not."""
+    return StoreError if isinstance(error, OSError) else DamageError
 
 
 def config_sha256(run: Path) -> str:
@@ -105,7 +111,7 @@ def read_events(run: Path) -> list[Json]:
     task, phase, round and epoch the newest does. Without it the task began anew, and only what comes after `run_resumed` counts.
 
     Raises:
-        StoreError: a line before the last is damaged, or one is missing.
+        DamageError: a line before the last is damaged, or one is missing.
     """
     path = run / EVENTS
     if not path.exists():
@@ -113,11 +119,11 @@ def read_events(run: Path) -> list[Json]:
     try:
         lines = read_bounded(path, MAX_EVENTS, run).split(b"\n")[:-1]  # after the last newline: nothing, or a torn line
     except (OSError, ValueError) as error:
-        raise StoreError(f"cannot read run '{run}': its {EVENTS} cannot be read: {error}.") from error
+        raise _kind(error)(f"cannot read run '{run}': its {EVENTS} cannot be read: {error}.") from error
     events = checked(lines)
     for number, event in enumerate(events, 1):
         if event is None:
-            raise StoreError(
+            raise DamageError(
                 f"cannot read run '{run}': line {number} of its {EVENTS} is damaged: expected an event with the check that was written "
                 f"with it. Restore the file from a copy, or start anew in another directory."
             )
@@ -188,7 +194,7 @@ def read_summary(run: Path) -> Json | None:
     """Return the summary of a finished run, or None.
 
     Raises:
-        StoreError: the summary is damaged.
+        DamageError: the summary is damaged.
     """
     path = run / SUMMARY
     if not path.exists():
@@ -201,7 +207,7 @@ def read_summary(run: Path) -> Json | None:
         if check is not None and check != _summary_check(summary):
             raise ValueError("its content is not what was written")  # noqa: TRY301
     except (OSError, ValueError) as error:
-        raise StoreError(
+        raise _kind(error)(
             f"cannot read run '{run}': its {SUMMARY} is damaged ({error}). Remove that file and give the command of the run again."
         ) from error
     else:

@@ -209,6 +209,16 @@ def check_labels(y: Tensor, n_classes: int, what: str) -> None:
         raise DataError(f"cannot use the {what}: expected labels 0 to {n_classes - 1}, found {low if low < 0 else high}. Renumber them.")
 
 
+def check_n_classes(name: str, n_classes: int) -> None:
+    """Check that a task has classes to tell apart.
+
+    Raises:
+        DataError: it has fewer than two.
+    """
+    if n_classes < 2:
+        raise DataError(f"cannot learn task '{name}': a classifier needs at least two classes, found {n_classes}.")
+
+
 def check_unused(name: str, tasks: Collection[str]) -> None:
     """Check that no task of that name is learned already.
 
@@ -266,8 +276,7 @@ def open_data(
     known = [part for part in (whole, held_out, sample) if isinstance(part, TensorExamples)]
     if n_classes is None:
         n_classes = 1 + max(int(part.y.max()) for part in known)
-    if n_classes < 2:
-        raise DataError(f"cannot learn task '{name}': a classifier needs at least two classes, found {n_classes}.")
+    check_n_classes(name, n_classes)
     for part in known:
         check_labels(part.y, n_classes, what_held_out if part is held_out else what)
     seen = whole if isinstance(whole, TensorExamples) else sample

@@ -83,7 +83,7 @@ def check_device(name: str) -> None:
         ConfigError: there is no such device, or torch was not built for it.
     """
     try:
-        torch.empty(1, device=name)
+        float(torch.zeros(1, device=name))  # "meta" holds no numbers
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
             f"cannot train on device '{name}': expected cpu, or a device of this machine; torch says: {first_line(error)}"
@@ -268,9 +268,10 @@ def _check_batch(network: Trainable, y: Tensor, n_classes: int, task: str) -> No
 
 def _diverged(network: Trainable, task: str, phase: str, epoch: int, what: str) -> str:
     untouched = "Earlier tasks are" if isinstance(network, SplitNetwork) else "What was saved is"
+    strength = ", or the strength of the method (--set strength)" if hasattr(getattr(network, "guard", None), "strength") else ""
     return (
         f"learning task '{task}' was abandoned in epoch {epoch + 1} of phase '{phase}': {what} became NaN or infinite. "
-        f"{untouched} untouched. Lower the learning rate, or look for extreme values in the data."
+        f"{untouched} untouched. Lower the learning rate{strength}, or look for extreme values in the data."
     )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from clnp.describe import is_there
 from clnp.learner import Learner
+from clnp.training import check_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ class Clnp:
     """Each task in units that no earlier task needs; nothing learned ever changes (this library's method)."""
 
     def __init__(self, make_trunk: Callable[[], nn.Module], example: Inputs, config: LearnConfig, seed: int) -> None:
+        check_device(config.device)
         self.make_trunk, self.config = make_trunk, config
         self.learner = Learner(make_trunk(), example, seed=seed)
 

@@ -15,34 +15,64 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from clnp import seeds, training
-from clnp.errors import StoreError, first_line
-from clnp.files import digest, write_atomic
+from clnp.errors import DamageError, StoreError, TaskError, first_line
+from clnp.files import digest, read_bounded, write_atomic
 from clnp.inputs import parts
-from clnp.sources import TensorExamples, check_labels, check_unused
+from clnp.parsing import parse_json
+from clnp.sources import TensorExamples, check, check_labels, check_n_classes, check_unused
 from clnp.work import Work, fingerprint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
     from clnp.config import LearnConfig
-    from clnp.inputs import Inputs
+    from clnp.inputs import Forms, Inputs
     from clnp.methods.guards import GuardedNetwork
     from clnp.methods.joint import ManyHeads
 
 STATE = "method.json"
+MAX_STATE = 2**24
+"""Bytes of it that are read; nothing is allocated for a larger one."""
 
 
-def check_task(name: str, tasks: Sequence[str], train: tuple[Inputs, Tensor], validation: tuple[Inputs, Tensor], n_classes: int) -> None:
-    """Check what can be checked before anything is changed.
+def checked(
+    name: str, tasks: Sequence[str], train: tuple[Inputs, Tensor], validation: tuple[Inputs, Tensor], n_classes: int, like: Forms
+) -> tuple[TensorExamples, TensorExamples]:
+    """Check a task as `Learner.learn` does, before anything is changed, and return its training and validation examples.
+
+    Args:
+        name: of the task.
+        tasks: those learned so far.
+        train: (x, y).
+        validation: (x, y).
+        n_classes: of the task.
+        like: what each input must look like.
 
     Raises:
         TaskError: a task of that name is learned already.
-        DataError: a label lies outside of the classes.
+        DataError: what is wrong with which data, and what to do.
     """
     check_unused(name, tasks)
-    check_labels(train[1], n_classes, f"training data of task '{name}'")
-    check_labels(validation[1], n_classes, f"validation data of task '{name}'")
+    check_n_classes(name, n_classes)
+    found: list[TensorExamples] = []
+    for (x, y), part in ((train, "training"), (validation, "validation")):
+        what = f"{part} data of task '{name}'"
+        check(TensorExamples(x, y), what, like)
+        check_labels(y, n_classes, what)
+        found.append(TensorExamples(x, y.long()))
+    return found[0], found[1]
+
+
+def check_known(name: str, tasks: Collection[str]) -> None:
+    """Check that a task was learned.
+
+    Raises:
+        TaskError: it was not.
+    """
+    if name not in tasks:
+        known = ", ".join(map(repr, tasks)) or "none yet"
+        raise TaskError(f"cannot predict task '{name}': no task of that name was learned. There are: {known}.")
 
 
 def make_head(n_features: int, n_classes: int, *place: int | str) -> nn.Linear:
@@ -59,8 +89,8 @@ def count_features(trunk: nn.Module, example: Inputs) -> int:
 
 def fit_dense_(
     network: GuardedNetwork | ManyHeads,
-    train: tuple[Inputs, Tensor] | TensorExamples,
-    validation: tuple[Inputs, Tensor],
+    train: TensorExamples,
+    validation: TensorExamples,
     config: LearnConfig,
     *,
     seed: int,
@@ -77,7 +107,7 @@ def fit_dense_(
 
     Args:
         network: what is trained: with a guard, see `clnp.methods.guards`, or many heads.
-        train: the examples; where a method draws them otherwise, `TensorExamples` of its own.
+        train: the examples.
         validation: not used for training, but for patience.
         config: the settings.
         seed: of the run.
@@ -92,9 +122,7 @@ def fit_dense_(
         TrainingError: the loss or a weight became NaN or infinite.
     """
     network.to(config.device)
-    examples = train if isinstance(train, TensorExamples) else TensorExamples(*train)
-    held_out = TensorExamples(*validation)
-    facts, tensors = fingerprint(train=examples, validation=held_out)
+    facts, tensors = fingerprint(train=train, validation=validation)
     # The network holds all that earlier tasks and the method give to this one.
     state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     with Work(work, progress) as kept:
@@ -104,7 +132,7 @@ def fit_dense_(
             first = stage == 0
             training.fit(
                 network,
-                examples,
+                train,
                 None,
                 config,
                 phase="train" if first else "finetune",
@@ -115,13 +143,13 @@ def fit_dense_(
                 # Where CLNP draws the batches of its first epochs, too.
                 place=(seed, "task", index, "train" if first else "finetune", stage),
                 task=task,
-                validation=lambda: training.n_correct(network, held_out),
+                validation=lambda: training.n_correct(network, validation),
                 progress=progress,
                 work=kept,
             )
             if between is not None:
                 between(stage)
-        return training.n_correct(network, held_out) / len(held_out)
+        return training.n_correct(network, validation) / len(validation)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
@@ -131,19 +159,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     return digest(data)
 
 
-def read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
+def read_tensors(path: Path, state: Mapping[str, Any]) -> dict[str, Tensor]:
     """Read a safetensors file.
 
     Args:
         path: of the file.
-        sha256: of its content, from the state that counts it.
+        state: what `read_state` returned: it counts the file, and has its SHA-256.
 
     Raises:
-        StoreError: it is missing or damaged.
+        DamageError: it is missing or damaged.
     """
     try:
         data = path.read_bytes()
-        if digest(data) != sha256:
+        if digest(data) != state["sha256"].get(path.name):
             raise _damaged(path, f"the safetensors file whose SHA-256 stands in {STATE}", "another content")
         return load(data)
     except (OSError, SafetensorError) as error:
@@ -159,18 +187,21 @@ def read_state(directory: Path) -> dict[str, Any]:
     """Read what `write_state` wrote; nothing was learned where there is no such file.
 
     Raises:
-        StoreError: it is damaged.
+        DamageError: it is damaged.
     """
     path = directory / STATE
     if not path.exists():
         return {"n_classes": {}, "sha256": {}}
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
+        state = parse_json(read_bounded(path, MAX_STATE, directory))
         found = state.pop("checksum")
     except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise _damaged(path, "JSON with a checksum as `clnp run` wrote it", first_line(error)) from error
     if found != _checksum(state):
         raise _damaged(path, "the content that its checksum is of", "another one")
+    for name in ("n_classes", "sha256"):
+        if not isinstance(state.get(name), dict):
+            raise _damaged(path, f"'{name}'", "none")
     return state
 
 
@@ -179,8 +210,8 @@ def _checksum(state: Mapping[str, Any]) -> str:
     return digest(json.dumps(state).encode())
 
 
-def _damaged(path: Path, expected: str, found: str) -> StoreError:
-    return StoreError(f"cannot load '{path}': expected {expected}, found: {found}. Restore it from a copy, or start the run anew.")
+def _damaged(path: Path, expected: str, found: str) -> DamageError:
+    return DamageError(f"cannot load '{path}': expected {expected}, found: {found}. Restore it from a copy, or start the run anew.")
 
 
 def load_into_(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

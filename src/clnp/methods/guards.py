@@ -42,8 +42,20 @@ class Guard(nn.Module):
         """Return how many epochs each stage of a task's training has; `trained_` comes after each."""
         return [config.total_epochs]
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What predictions depend on beside the buffers: it is saved with them, and must be the same where they are loaded."""
+        return {}
+
+    def check(self, trunk: nn.Module) -> None:
+        """Check that the guard can protect this trunk.
+
+        Raises:
+            ConfigError: it cannot; the message names the layer.
+        """
+
     def begin_(self, trunk: nn.Module, index: int) -> None:
-        """Prepare for the training of task number `index`."""
+        """Prepare for the training of task number `index`; with the first task the guard begins anew."""
 
     def effective(self, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor] | None:
         """Return what the trunk computes with while it is trained, made of its parameters; None: the parameters themselves."""
@@ -83,6 +95,8 @@ class OwnTensors(Guard):
 
     def begin_(self, trunk: nn.Module, index: int) -> None:
         """Make room for the task's tensors, which go on from those of the last one."""
+        if index == 0:
+            self.own = nn.ModuleList()
         self.own.append(nn.Module())
         for name, tensor in self.owned(trunk).items():
             self.own[index].register_buffer(key(name), tensor.detach().clone())

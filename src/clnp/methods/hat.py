@@ -72,11 +72,11 @@ class Attention(OwnTensors):
         self._before: dict[str, Tensor] = {}
         self._s = LARGEST
 
-    def begin_(self, trunk: nn.Module, index: int) -> None:
-        """Draw an embedding; the others are trained no more.
+    def check(self, trunk: nn.Module) -> None:
+        """Check that attention to a unit is attention to its output.
 
         Raises:
-            ConfigError: attention to a unit of this trunk would not be attention to its output.
+            ConfigError: a layer's weights are made of others, or a norm without weights follows.
         """
         check_plain(trunk, "HAT")
         for name, module in trunk.named_modules():
@@ -85,6 +85,11 @@ class Attention(OwnTensors):
                     f"cannot learn with HAT: norm '{name}' has no weights, and undoes whatever attention does before it. "
                     f"Give it weights (affine=True), or choose another method."
                 )
+
+    def begin_(self, trunk: nn.Module, index: int) -> None:
+        """Draw an embedding; the others are trained no more."""
+        if index == 0:
+            self.embeddings = nn.ParameterList()
         super().begin_(trunk, index)
         for embedding in self.embeddings:
             embedding.requires_grad_(False)

@@ -65,11 +65,11 @@ class Joint(Shared):
 
     def __init__(self, make_trunk: Callable[[], nn.Module], example: Inputs, config: LearnConfig, seed: int) -> None:
         super().__init__(make_trunk, example, config, seed, Guard())
-        self._seen: list[tuple[tuple[Inputs, Tensor], tuple[Inputs, Tensor]]] = []
+        self._seen: list[tuple[TensorExamples, TensorExamples]] = []
 
     def revisit(self, tasks: Sequence[Task]) -> None:
         """Take the data of the earlier tasks: a run that is continued does not have them."""
-        self._seen = [(task.train, task.validation) for task in tasks]
+        self._seen = [(TensorExamples(*task.train), TensorExamples(*task.validation)) for task in tasks]
 
     def learn(
         self,
@@ -81,22 +81,22 @@ class Joint(Shared):
         work: Path | None = None,
     ) -> dict[str, Any]:
         """Train on this task and all before it."""
-        with self._learning(task_name, train, validation, n_classes) as index:
+        with self._learning(task_name, train, validation, n_classes) as (index, examples, held_out):
             self._head(index, n_classes)
-            seen = [*self._seen[:index], (train, validation)]
+            seen = [*self._seen[:index], (examples, held_out)]
             is_single = self.config.head == "single"
             heads = [head for head in self.heads if isinstance(head, nn.Linear)]
             starts = [0, *torch.tensor([head.out_features for head in heads]).cumsum(0).tolist()]
 
-            def all_of(part: int, tasks: Sequence[int]) -> tuple[Inputs, Tensor]:
-                numbers = torch.cat([torch.full((len(seen[task][part][1]),), 0 if is_single else task) for task in tasks])
-                x = join([seen[task][part][0] for task in tasks])
-                y = torch.cat([seen[task][part][1] + (0 if is_single else starts[task]) for task in tasks])
-                return (*parts(x), numbers), y
+            def all_of(part: int, tasks: Sequence[int]) -> TensorExamples:
+                numbers = torch.cat([torch.full((len(seen[task][part]),), 0 if is_single else task) for task in tasks])
+                x = join([seen[task][part].x for task in tasks])
+                y = torch.cat([seen[task][part].y + (0 if is_single else starts[task]) for task in tasks])
+                return TensorExamples((*parts(x), numbers), y)
 
             accuracy = fit_dense_(
                 ManyHeads(self.trunk, heads).to(self.config.device),
-                TensorExamples(*all_of(0, range(len(seen)))),
+                all_of(0, range(len(seen))),
                 all_of(1, [index]),  # the accuracy of this task, as in the other methods
                 self.config,
                 seed=self.seed,

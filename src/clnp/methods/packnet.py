@@ -49,9 +49,16 @@ class Packing(Holding):
         """Train, prune, train on: in all as many epochs as the others have."""
         return [config.epochs, config.total_epochs - config.epochs] if config.total_epochs > config.epochs else [config.epochs]
 
+    def check(self, trunk: nn.Module) -> None:
+        """Check that every weight is a parameter of its own.
+
+        Raises:
+            ConfigError: one is made of others.
+        """
+        check_plain(trunk, "PackNet")
+
     def begin_(self, trunk: nn.Module, index: int) -> None:
         """Hold what earlier tasks own."""
-        check_plain(trunk, "PackNet")
         self._index, self._pruned = index, False
         super().begin_(trunk, index)
         for name, parameter in trunk.named_parameters():

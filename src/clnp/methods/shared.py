@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from clnp.errors import ConfigError, TaskError
-from clnp.inputs import parts, to_device
+from clnp.errors import ConfigError, StoreError, TaskError
+from clnp.inputs import forms, parts, to_device
 from clnp.methods.dense import (
-    check_task,
+    check_known,
+    checked,
     count_features,
     fit_dense_,
     load_into_,
@@ -23,7 +24,7 @@ from clnp.methods.dense import (
     write_tensors,
 )
 from clnp.methods.guards import Guard, GuardedNetwork
-from clnp.sources import TensorExamples
+from clnp.training import check_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping, Sequence
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from clnp.config import LearnConfig
     from clnp.data.task import Task
     from clnp.inputs import Inputs
+    from clnp.sources import TensorExamples
 
 
 class Shared:
@@ -47,7 +49,7 @@ class Shared:
         guard: protects earlier tasks.
 
     Raises:
-        ConfigError: the guard protects a network and not a head that all tasks share.
+        ConfigError: the guard protects a network and not a head that all tasks share, or not this network; or there is no such device.
     """
 
     def __init__(self, make_trunk: Callable[[], nn.Module], example: Inputs, config: LearnConfig, seed: int, guard: Guard) -> None:
@@ -56,8 +58,11 @@ class Shared:
                 "cannot learn with one head for all tasks: this method protects the network, and each new task would change the head of the earlier ones. "
                 "Use head='multi' (--set head=multi)."
             )
+        check_device(config.device)
         self.config, self.seed = config, seed
-        self.trunk = make_trunk().to(config.device)
+        trunk = make_trunk()
+        guard.check(trunk)
+        self.trunk, self._like = trunk.to(config.device), forms(example)
         self.n_features = count_features(self.trunk, to_device(example, config.device))
         self.heads = nn.ModuleList()
         self.n_classes: dict[str, int] = {}
@@ -83,14 +88,14 @@ class Shared:
         work: Path | None = None,
     ) -> dict[str, Any]:
         """Train everything that the guard leaves free on one task."""
-        with self._learning(task_name, train, validation, n_classes) as index:
+        with self._learning(task_name, train, validation, n_classes) as (index, examples, held_out):
             network = GuardedNetwork(self.trunk, self._head(index, n_classes).to(self.config.device), self.guard, index)
-            self.guard.steps_per_epoch = max(len(train[1]) // self.config.batch_size_for(len(train[1])), 1)
+            self.guard.steps_per_epoch = max(len(examples) // self.config.batch_size_for(len(examples)), 1)
             self.guard.begin_(self.trunk, index)
             accuracy = fit_dense_(
                 network,
-                train,
-                validation,
+                examples,
+                held_out,
                 self.config,
                 seed=self.seed,
                 index=index,
@@ -100,16 +105,18 @@ class Shared:
                 stages=self.guard.stages(self.config),
                 between=lambda stage: self.guard.trained_(self.trunk, stage),
             )
-            self.guard.learned_(network, TensorExamples(*train), index, self.seed, "task", index, "guard")
+            self.guard.learned_(network, examples, index, self.seed, "task", index, "guard")
         return {"accuracy": accuracy}
 
     @contextmanager
-    def _learning(self, name: str, train: tuple[Inputs, Tensor], validation: tuple[Inputs, Tensor], n_classes: int) -> Generator[int]:
-        """Check a task, give its number to the block that learns it, and count it if the block gets to its end; else nothing is used any more."""
+    def _learning(
+        self, name: str, train: tuple[Inputs, Tensor], validation: tuple[Inputs, Tensor], n_classes: int
+    ) -> Generator[tuple[int, TensorExamples, TensorExamples]]:
+        """Check a task, give its number and its data to the block that learns it, and count it if the block gets to its end; else nothing is used any more."""
         self._check_whole(f"cannot learn task '{name}'")
-        check_task(name, self.tasks, train, validation, n_classes)
+        examples, held_out = checked(name, self.tasks, train, validation, n_classes, self._like)
         self._view, self._half = None, name
-        yield len(self.n_classes)
+        yield len(self.n_classes), examples, held_out
         self.n_classes[name], self._half = n_classes, None
 
     def _check_whole(self, doing: str) -> None:
@@ -142,6 +149,7 @@ class Shared:
     def predict(self, x: Inputs, task: str) -> Tensor:
         """Return the logits of a task from the network as it is now, as the guard lets the task see it."""
         self._check_whole(f"cannot predict task '{task}'")
+        check_known(task, self.tasks)
         index = self.tasks.index(task)
         head = self.heads[index if self.config.head == "multi" else 0]
         seen = parts(self.guard.context(to_device(x, self.config.device), index))
@@ -159,29 +167,44 @@ class Shared:
         """Write the network beside the last one, then make it count, then remove the last one."""
         self._check_whole(f"cannot save to '{directory}'")
         directory.mkdir(parents=True, exist_ok=True)
-        file = f"network-{len(self.n_classes)}.safetensors"
+        file = _file(len(self.n_classes))
         sha256 = write_tensors(directory / file, self._whole().state_dict())
-        write_state(directory, {"file": file, "sha256": {file: sha256}, "n_classes": self.n_classes})
+        write_state(directory, {"sha256": {file: sha256}, "n_classes": self.n_classes, "guard": self.guard.facts})
         for old in directory.glob("network-*.safetensors"):
             if old.name != file:
                 old.unlink()
 
     def load(self, directory: Path) -> None:
-        """Read the network that counts."""
+        """Read the network that counts.
+
+        Raises:
+            StoreError: it was guarded otherwise, and would be seen in another way.
+            DamageError: a file is missing or damaged.
+        """
         self._view = None
         state = read_state(directory)
         if not state["n_classes"]:
             return
+        there = state.get("guard", self.guard.facts)
+        if there != self.guard.facts:
+            raise StoreError(
+                f"cannot load '{directory}': it was saved with {there}, and this method was made with {self.guard.facts}. Make it with the same."
+            )
         widths = list(state["n_classes"].values()) if self.config.head == "multi" else [max(state["n_classes"].values())]
         self.heads = nn.ModuleList(nn.Linear(self.n_features, width) for width in widths).to(self.config.device)
         for index in range(len(state["n_classes"])):
             self.guard.begin_(self.trunk, index)  # it makes the buffers that are filled now
-        path = directory / state["file"]
-        load_into_(self._whole(), read_tensors(path, state["sha256"][path.name]), path)
-        self.n_classes = state["n_classes"]
+        path = directory / _file(len(state["n_classes"]))
+        load_into_(self._whole(), read_tensors(path, state), path)
+        self.n_classes, self._half = state["n_classes"], None
 
     def capacity(self) -> None:
         """Return None: no task owns units."""
 
     def forecast(self) -> None:
         """Return None: what fits depends on what may be forgotten."""
+
+
+def _file(n_tasks: int) -> str:
+    """Return the name of the file that holds the network after so many tasks."""
+    return f"network-{n_tasks}.safetensors"

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from clnp.inputs import to_device
+from clnp.inputs import forms, to_device
 from clnp.methods.dense import (
-    check_task,
+    check_known,
+    checked,
     count_features,
     fit_dense_,
     load_into_,
@@ -20,6 +21,7 @@ from clnp.methods.dense import (
     write_tensors,
 )
 from clnp.methods.guards import Guard, GuardedNetwork
+from clnp.training import check_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,9 +36,11 @@ class Single:
     """Each task has a fresh dense network of its own (no transfer, no forgetting, no shared room)."""
 
     def __init__(self, make_trunk: Callable[[], nn.Module], example: Inputs, config: LearnConfig, seed: int) -> None:
+        check_device(config.device)
         self.make_trunk, self.config, self.seed = make_trunk, config, seed
-        self.n_features = count_features(make_trunk(), example)
+        self.n_features, self._like = count_features(make_trunk(), example), forms(example)
         self.networks: dict[str, GuardedNetwork] = {}
+        self._sha256: dict[str, str] = {}  # of the files that were written or read: of them alone it is known what they hold
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -56,11 +60,11 @@ class Single:
         work: Path | None = None,
     ) -> dict[str, Any]:
         """Train a new network on one task."""
-        check_task(task_name, self.tasks, train, validation, n_classes)
+        examples, held_out = checked(task_name, self.tasks, train, validation, n_classes, self._like)
         index = len(self.networks)
         network = GuardedNetwork(self.make_trunk(), make_head(self.n_features, n_classes, self.seed, "task", index), Guard(), index)
         accuracy = fit_dense_(
-            network, train, validation, self.config, seed=self.seed, index=index, task=task_name, progress=progress, work=work
+            network, examples, held_out, self.config, seed=self.seed, index=index, task=task_name, progress=progress, work=work
         )
         self.networks[task_name] = network
         return {"accuracy": accuracy}
@@ -68,27 +72,28 @@ class Single:
     @torch.no_grad()
     def predict(self, x: Inputs, task: str) -> Tensor:
         """Return the logits of a task from its own network."""
+        check_known(task, self.networks)
         return self.networks[task].eval()(to_device(x, self.config.device))
 
     def save(self, directory: Path) -> None:
         """Write the networks that are not there yet, one file each, then make them count."""
         directory.mkdir(parents=True, exist_ok=True)
-        sha256 = read_state(directory)["sha256"]
+        there = read_state(directory)["sha256"]
         for index, network in enumerate(self.networks.values()):
             path = _file(directory, index)
-            if path.name not in sha256:
-                sha256[path.name] = write_tensors(path, network.state_dict())
+            if path.name not in self._sha256 or there.get(path.name) != self._sha256[path.name]:
+                self._sha256[path.name] = write_tensors(path, network.state_dict())
         n_classes = {task: network.head.out_features for task, network in self.networks.items()}
-        write_state(directory, {"sha256": sha256, "n_classes": n_classes})
+        write_state(directory, {"sha256": self._sha256, "n_classes": n_classes})
 
     def load(self, directory: Path) -> None:
         """Read all networks."""
-        self.networks = {}
         state = read_state(directory)
+        self.networks, self._sha256 = {}, state["sha256"]
         for index, (task, n_classes) in enumerate(state["n_classes"].items()):
             path = _file(directory, index)
             network = GuardedNetwork(self.make_trunk(), nn.Linear(self.n_features, n_classes), Guard(), index).to(self.config.device)
-            load_into_(network, read_tensors(path, state["sha256"][path.name]), path)
+            load_into_(network, read_tensors(path, state), path)
             self.networks[task] = network
 
     def capacity(self) -> None:

@@ -57,8 +57,13 @@ class Contexts(OwnTensors):
         """Return statistics and vectors, biases and the weights of norms, which no context reaches: later tasks train them on."""
         return {**super().owned(trunk), **{name: parameter for name, parameter in trunk.named_parameters() if parameter.dim() <= 1}}
 
-    def begin_(self, trunk: nn.Module, index: int) -> None:
-        """Watch every layer of the trunk, and make room for the task's vectors.
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the contexts are drawn from: they are never stored."""
+        return {"contexts": self.kind, "seed": self.seed}
+
+    def check(self, trunk: nn.Module) -> None:
+        """Check that every layer with weights has contexts.
 
         Raises:
             ConfigError: a layer has weights that no context would reach.
@@ -69,6 +74,9 @@ class Contexts(OwnTensors):
                     f"cannot learn by superposition: it has contexts for {' and '.join(kind.__name__ for kind in LAYERS)} layers, "
                     f"and layer '{name}' is {type(module).__name__}. Choose another network or method."
                 )
+
+    def begin_(self, trunk: nn.Module, index: int) -> None:
+        """Watch every layer of the trunk, and make room for the task's vectors."""
         super().begin_(trunk, index)
         if self._hooked:
             return

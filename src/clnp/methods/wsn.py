@@ -78,11 +78,20 @@ class Subnetworks(Holding):
         self._index = 0
 
     @torch.no_grad()
+    def check(self, trunk: nn.Module) -> None:
+        """Check that every weight is a parameter of its own.
+
+        Raises:
+            ConfigError: one is made of others.
+        """
+        check_plain(trunk, "WSN")
+
     def begin_(self, trunk: nn.Module, index: int) -> None:
         """Draw new scores, and hold the weights that earlier tasks read."""
-        check_plain(trunk, "WSN")
         self._index = index
         super().begin_(trunk, index)
+        if index == 0:
+            self.masks = nn.ModuleList()
         self.masks.append(nn.Module())
         self._held = {}
         for place, (name, parameter) in enumerate(trunk.named_parameters()):

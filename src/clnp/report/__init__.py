@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clnp.report.compare import compare, render_comparison
-from clnp.report.page import write_report
+from clnp.report.page import write_page, write_report
 from clnp.report.receipt import render_receipt
 from clnp.report.run import Group, LearnedTask, Margin, Run, read_run
 from clnp.report.wording import verdict
@@ -18,5 +18,6 @@ __all__ = [
     "render_comparison",
     "render_receipt",
     "verdict",
+    "write_page",
     "write_report",
 ]

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup
 
-from clnp.errors import StoreError
+from clnp.config import LearnConfig
+from clnp.errors import DamageError, StoreError
 from clnp.report.pages import pages
 from clnp.report.run import read_run
+from clnp.rundir import CONFIG
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -74,19 +76,24 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows, the best first, and what they have in common; `differing` are settings in which runs differ, and the values."""
+    """Rows, the best first, and what they have in common.
+
+    `differing` are settings in which runs differ, and the values; `notices` are what a reader should know of single runs.
+    """
 
     benchmark: str
     model: str
     n_tasks: int
     rows: tuple[Row, ...]
     differing: dict[str, tuple[str, ...]]
+    notices: tuple[str, ...] = ()
 
 
 def compare(directories: Sequence[Path]) -> Comparison:
     """Read finished runs and put them side by side.
 
     Raises:
+        DamageError: the configuration of a run cannot be read.
         StoreError: a run is not finished, two of them are of other benchmarks, networks or numbers of tasks, or the same run is given twice.
     """
     runs = [read_run(directory) for directory in directories]
@@ -111,18 +118,27 @@ def compare(directories: Sequence[Path]) -> Comparison:
     for run, own in zip(runs, settings, strict=True):
         others = [each for each, of in zip(settings, runs, strict=True) if of.method == run.method]
         varied = [key for key in sorted(own) if len({str(each.get(key)) for each in others}) > 1]
-        label = run.method + "".join(f" {key}={own[key]}" for key in varied)
+        label = run.method + "".join(f" {key}={own[key]}" for key in varied if own[key] is not None)
         rows.setdefault(label, []).append(run)
     made = sorted((_row(label, group) for label, group in rows.items()), key=lambda row: -row.mean)
     best = made[0]
     tested = [row if row is best else replace(row, p=p_value(best.final, row.final)) for row in made]
-    return Comparison(first.benchmark, first.model, first.n_tasks, tuple(tested), differing)
+    notices = tuple(f"{run.directory}: {notice}" for run in runs for notice in run.notices)
+    return Comparison(first.benchmark, first.model, first.n_tasks, tuple(tested), differing, notices)
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    """Return the settings of learning that a run was made with."""
-    learn = run.config.get("learn", {})
-    return dict(learn) if isinstance(learn, dict) else {}
+    """Return the settings of learning that a run was made with; those that came after it count as they are by default.
+
+    Raises:
+        DamageError: its configuration cannot be read.
+    """
+    learn = run.config.get("learn")
+    if not isinstance(learn, dict):
+        raise DamageError(
+            f"cannot compare run '{run.directory}': its {CONFIG} is missing or damaged, so that nobody can tell its settings. Restore it from a copy."
+        )
+    return {**LearnConfig().model_dump(mode="json"), **learn}
 
 
 def _row(label: str, runs: list[Run]) -> Row:
@@ -177,8 +193,8 @@ def render_comparison(found: Comparison) -> str:
     """Return a comparison as one HTML page that needs nothing else: a plot of every seed, and the table."""
     values = [value for row in found.rows for value in row.averages]
     low, high = min(values), max(values)
-    low, high = low - 0.05 * (high - low or 0.01), high + 0.05 * (high - low or 0.01)
-    plots = [_strip(row, low, high) for row in found.rows]
+    beyond = 0.05 * (high - low or 0.01)  # on both sides, so that no dot lies on the edge
+    plots = [_strip(row, low - beyond, high + beyond) for row in found.rows]
     return pages().get_template("compare.html").render(found=found, rows=list(zip(found.rows, plots, strict=True)), low=low, high=high)
 
 

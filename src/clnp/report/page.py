@@ -47,15 +47,23 @@ def write_report(run_dir: Path | str, out: Path | str | None = None) -> Path:
     run = read_run(run_dir)
     path = run.directory if out is None else Path(out)
     path = path / "report.html" if path.is_dir() else path
-    html = render(run)
+    write_page(path, render(run), "report")
+    return path
+
+
+def write_page(path: Path, html: str, what: str) -> None:
+    """Write a page as a whole, and the directories that lead to it.
+
+    Raises:
+        StoreError: it cannot be written there.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, html)
     except OSError as error:
         raise StoreError(
-            f"cannot write the report '{path}': expected a place that can be written to, found {error.strerror}. Choose another with --out."
+            f"cannot write the {what} '{path}': expected a place that can be written to, found {error.strerror}. Choose another with --out."
         ) from error
-    return path
 
 
 def render(run: Run) -> str:

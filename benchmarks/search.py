@@ -136,6 +136,29 @@ SEARCHES: dict[str, Search] = {
         },
         {**THIRTY, "batch_size": 64, "claim_weight": 1.0},
     ),
+    # How the epochs after pruning are spent: in two rounds, the first of which may prune beyond the margin, or in one.
+    "permuted-mnist-rounds-30": Search(
+        "permuted-mnist",
+        "clnp",
+        6,
+        {
+            "one round of 20": {"rounds": 1, "finetune_epochs": 20},
+            "one round of 20, l1 3e-5": {"rounds": 1, "finetune_epochs": 20, "l1": 3e-5},
+        },
+        {**THIRTY, "batch_size": 64},
+    ),
+    "permuted-mnist-rounds": Search(
+        "permuted-mnist",
+        "clnp",
+        5,
+        {
+            "two rounds of 2": {},
+            "one round of 4": {"rounds": 1, "finetune_epochs": 4},
+            "one round of 5 after 5": {"epochs": 5, "rounds": 1, "finetune_epochs": 5},
+            "one round of 4, l1 1e-4": {"rounds": 1, "finetune_epochs": 4, "l1": 1e-4},
+        },
+        {"epochs": 6, "rounds": 2, "finetune_epochs": 2, "batch_size": 64, "l1": 5e-5, "margin": 0.002, "pool": 0.2},
+    ),
     # The row of thirty epochs: with more steps, and with more dropout, since training data are learned to the last example.
     "permuted-mnist-steps": Search("permuted-mnist", "clnp", 3, _values("batch_size", 64, 32), THIRTY),
     "permuted-mnist-dropout-30": Search(

@@ -18,7 +18,7 @@ import matplotlib as mpl
 
 mpl.use("svg")
 import matplotlib.pyplot as plt
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from plans import ABLATIONS, EXPERIMENTS
 from tables import Rows, Run, claimed_so_far, forecasts, found, full_after, fullest, mean
@@ -183,7 +183,8 @@ def ablations(rows: Rows) -> Figure:
             axes.axvline(measure(base), color=OURS, lw=1)
             seeds = [measure([run]) for run in base]
             axes.axvspan(min(seeds), max(seeds), color=OURS, alpha=0.12, lw=0)  # what chance alone does
-            axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+            axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+            axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
         left.set_yticks(range(len(others)), others)
         right.set_yticks(range(len(others)), [""] * len(others))
         left.set(xlabel="average accuracy", title="what has no number")

@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -153,6 +154,17 @@ def test_ctrl_c_says_how_to_continue_and_the_command_does(clnp, monkeypatch, tmp
     assert code == 0
     assert "continuing: 1 of 2 tasks are learned" in err
     assert read_run(tmp_path / "a run").finished
+
+
+def test_a_run_that_was_killed_before_it_began_is_said_to_be_one(clnp, tmp_path):
+    assert clnp("run", "digits", *FAST, "--out", "early")[0] == 0
+    for path in (tmp_path / "early").iterdir():
+        if path.is_file() and path.name != "config.yaml":
+            path.unlink()
+    shutil.rmtree(tmp_path / "early" / "model")
+    code, out, _ = clnp("status", "early")
+    assert code == 0
+    assert out.endswith("stopped before it began; give its command again\n")
 
 
 # ---- what goes wrong

@@ -240,7 +240,7 @@ def status(directory: Annotated[Path, typer.Argument(help="A run directory.")]) 
         where = f", {at.task}: {at.phase}" + (f" epoch {at.epoch}/{at.epochs}" if at.epoch else "") if at else ""
         typer.echo(f"running (process {locks.holder(directory)}{where})")
     else:
-        typer.echo(f"stopped; to continue: {run.command}")
+        typer.echo(f"stopped; to continue: {run.command}" if run.command else "stopped before it began; give its command again")
 
 
 @app.command()

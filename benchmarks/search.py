@@ -141,10 +141,7 @@ SEARCHES: dict[str, Search] = {
         "permuted-mnist",
         "clnp",
         6,
-        {
-            "one round of 20": {"rounds": 1, "finetune_epochs": 20},
-            "one round of 20, l1 3e-5": {"rounds": 1, "finetune_epochs": 20, "l1": 3e-5},
-        },
+        {"one round of 20": {"rounds": 1, "finetune_epochs": 20}},
         {**THIRTY, "batch_size": 64},
     ),
     "permuted-mnist-rounds": Search(
@@ -155,6 +152,9 @@ SEARCHES: dict[str, Search] = {
             "two rounds of 2": {},
             "one round of 4": {"rounds": 1, "finetune_epochs": 4},
             "one round of 5 after 5": {"epochs": 5, "rounds": 1, "finetune_epochs": 5},
+            "one round of 5 after 5, margin 0.004": {"epochs": 5, "rounds": 1, "finetune_epochs": 5, "margin": 0.004},
+            "one round of 6 after 4": {"epochs": 4, "rounds": 1, "finetune_epochs": 6},
+            "one round of 7 after 3": {"epochs": 3, "rounds": 1, "finetune_epochs": 7},
             "one round of 4, l1 1e-4": {"rounds": 1, "finetune_epochs": 4, "l1": 1e-4},
         },
         {"epochs": 6, "rounds": 2, "finetune_epochs": 2, "batch_size": 64, "l1": 5e-5, "margin": 0.002, "pool": 0.2},

@@ -96,7 +96,7 @@ def test_examples_are_float32_and_labels_count_from_0_in_every_split(name, data)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_default_model_takes_the_examples(name, data):
     x, _ = the_tasks(name, data)[0].test
-    assert tuple(x.shape[1:]) == BENCHMARKS[name].shape
+    assert (tuple(x.shape[1:]),) == BENCHMARKS[name].shapes
     model = get_model(BENCHMARKS[name].model)(tuple(x.shape[1:]))
     assert model(x[:2]).ndim == 2
     assert BENCHMARKS[name].model in MODELS

@@ -138,6 +138,7 @@ def test_the_reference_evaluator_checks_where_onnx_runtime_is_missing(tmp_path, 
     assert (result.n_checked, result.top1_agreement) == (21, 1)
 
 
+@pytest.mark.thorough
 def test_exporters_keep_silent_and_the_learner_stays_as_it_is(learner, tmp_path, capfd, recwarn, monkeypatch):
     said = io.StringIO()
     logger = logging.getLogger("torch.onnx")  # it writes to the stderr of the time when torch was imported

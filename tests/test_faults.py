@@ -65,6 +65,7 @@ def counts(cases, tmp_path, *words, n=None):
     return play(Row("guard", ""), [case for case in cases if all(word in case.label for word in words)][:n], tmp_path)
 
 
+@pytest.mark.thorough
 def test_without_fsync_commits_are_lost(stage, tmp_path, monkeypatch):
     monkeypatch.setattr(clnp.files, "_sync", lambda path: None)
     real = crashes.Recorder.call
@@ -73,12 +74,14 @@ def test_without_fsync_commits_are_lost(stage, tmp_path, monkeypatch):
     assert row.counts["lost"]
 
 
+@pytest.mark.thorough
 def test_without_the_fsync_of_directories_commits_are_lost(stage, tmp_path, monkeypatch):
     real = clnp.files._sync
     monkeypatch.setattr(clnp.files, "_sync", lambda path: None if path.is_dir() else real(path))
     assert counts(crashes.power(one(stage), random.Random(0), 24), tmp_path).counts["lost"]
 
 
+@pytest.mark.thorough
 def test_without_the_second_writing_of_the_log_a_failed_fsync_loses_commits(stage, tmp_path, monkeypatch):
     real = clnp.files.append
     monkeypatch.setattr(clnp.files, "append", lambda path, data, *, at, again: real(path, data, at=at))

@@ -327,7 +327,7 @@ def test_the_builder_of_a_network_is_given_the_shape_of_every_input(monkeypatch)
         return network()
 
     monkeypatch.setitem(MODELS, "two", build)
-    monkeypatch.setitem(BENCHMARKS, "pairs", types.SimpleNamespace(model="two", tasks=lambda data, seed, n: tasks()[:n]))
+    monkeypatch.setitem(BENCHMARKS, "pairs", types.SimpleNamespace(model="two", shapes=((6,), (2,))))
     experiment.build_trunk(types.SimpleNamespace(seed=0, model="two"), X)
     found = CliRunner().invoke(cli.app, ["inspect", "pairs"])
     assert shapes == [((6,), (2,))] * 2

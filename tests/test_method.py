@@ -31,8 +31,8 @@ def carry(request, tmp_path):
 
 
 def suite(optimizer: str, name: str) -> list[pytest.MarkDecorator]:
-    """The small network meets every optimizer in the fast suite, the dearer ones meet one; of the others CI has what `thorough` says."""
-    if name == "mlp" or (name, optimizer) == ("vgg", "adamw"):
+    """The small network meets every optimizer in the fast suite; the dearer ones meet in CI what `thorough` says, and the rest in the slow suite."""
+    if name == "mlp":
         return []
     return [pytest.mark.thorough if name == "vgg" or optimizer == "adamw" else pytest.mark.slow]
 

@@ -84,9 +84,9 @@ def test_it_becomes_a_ledger_when_a_task_is_added(network, directory):
     assert set(ledgers.snapshot(directory)) == {*before, "log.jsonl", "HEAD"}
 
 
-FAST = {("plain", "torn"), ("widened", "full"), ("two", "killed")}
+FAST, IN_CI = {("plain", "torn")}, {("widened", "full"), ("two", "killed")}
 CRASHES = [
-    pytest.param(name, name, how, marks=[] if (name, how) in FAST else pytest.mark.slow)
+    pytest.param(name, name, how, marks=[] if (name, how) in FAST else pytest.mark.thorough if (name, how) in IN_CI else pytest.mark.slow)
     for name in NETWORKS
     for how in ("full", "killed", "torn")
 ]

@@ -75,6 +75,7 @@ def test_the_first_seed_of_all_rows_comes_before_the_second_of_any():
     assert [(entry.label, seed) for entry, seed in TINY.runs()] == [("finetune", 0), ("fine, slow", 0), ("finetune", 1)]
 
 
+@pytest.mark.thorough
 def test_what_is_missing_is_run_and_kept_and_not_run_again(tiny, capsys):
     assert reproduce.run(["tiny"], None, tiny / "runs", 2, None) == 0
     kept = sorted(path.name for path in (tiny / "results" / "tiny").iterdir())
@@ -94,6 +95,7 @@ def test_what_is_missing_is_run_and_kept_and_not_run_again(tiny, capsys):
     assert "| 50.0 | 1 |" in rows[3]
 
 
+@pytest.mark.thorough
 def test_a_run_that_fails_is_counted_and_not_kept(tiny, monkeypatch):
     broken = Experiment("", "digits", "mlp-small", 99, QUICK, (Entry("finetune", "finetune", seeds=1),))
     monkeypatch.setattr(reproduce, "EXPERIMENTS", {"tiny": broken})

@@ -48,7 +48,7 @@ class Benchmark:
             called, examples are made when a task is loaded. Without a directory files are downloaded, or come with the package.
             ConfigError: there are not so many tasks; DataError: a file is missing or damaged.
         model: the network it is run with by default, a key in MODELS.
-        shape: of one example.
+        shapes: of one example, one for each input.
         config: what differs from the defaults of LearnConfig.
 
     >>> [task.classes for task in BENCHMARKS["digits"].tasks(None, 0, 2)]
@@ -62,7 +62,7 @@ class Benchmark:
     max_tasks: int | None
     tasks: Build
     model: str
-    shape: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
     config: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
@@ -217,7 +217,7 @@ def _benchmark(
             raise ConfigError(msg)
         return build(name, data, seed, n_tasks)
 
-    return Benchmark(name, description, scenario, n_tasks, max_tasks, tasks, model, shape, config or {})
+    return Benchmark(name, description, scenario, n_tasks, max_tasks, tasks, model, (shape,), config or {})
 
 
 BENCHMARKS: dict[str, Benchmark] = {

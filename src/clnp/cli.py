@@ -353,13 +353,14 @@ def inspect(
     from clnp.models import MODELS, lookup
 
     if name in MODELS:
-        model, shape = name, INSPECTED
+        model, shapes = name, (INSPECTED,)
     else:
         lookup("benchmark or model", name, {**BENCHMARKS, **MODELS})
-        model, shape = model or BENCHMARKS[name].model, BENCHMARKS[name].shape
-    network = lookup("model", model, MODELS)(shape)
-    typer.echo(f"{model}, for examples of shape {shape}")
-    typer.echo(wiring.trace(network, torch.zeros(2, *shape)).explain())
+        model, shapes = model or BENCHMARKS[name].model, BENCHMARKS[name].shapes
+    network = lookup("model", model, MODELS)(*shapes)
+    typer.echo(f"{model}, for examples of shape {', '.join(map(str, shapes))}")
+    example = [torch.zeros(2, *shape) for shape in shapes]
+    typer.echo(wiring.trace(network, tuple(example) if len(example) > 1 else example[0]).explain())
 
 
 def _show(directory: Path) -> None:

@@ -69,6 +69,7 @@ def tiny_vit():
     return trunk(ZOO["vit-einsum"], network(ZOO["vit-einsum"])), ZOO["vit-einsum"].example(2)
 
 
+@pytest.mark.thorough
 def test_frozen_parameters_are_units_like_others():
     model, x = tiny_vit()
     free = trace(model, x)

@@ -47,7 +47,7 @@ def their_unit(graph, names, layer, channel):
     return dict(rows), dict(columns)
 
 
-@pytest.mark.parametrize("name", sampled(NETWORKS))
+@pytest.mark.parametrize("name", sampled(NETWORKS, 6))
 def test_a_unit_is_what_torch_pruning_would_cut_together(name):
     entry = ZOO[name]
     wiring, model = trace(trunk(entry, network(entry)), entry.example(2)), oracle.plain(entry).requires_grad_()

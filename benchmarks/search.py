@@ -28,6 +28,7 @@ from clnp.files import write_atomic
 from clnp.inputs import cut
 from clnp.methods import METHODS
 from clnp.models import MODELS, mlp
+from plans import QUICK
 from tables import fullest
 
 RESULTS = Path(__file__).parent / "results" / "search"
@@ -121,7 +122,7 @@ SEARCHES: dict[str, Search] = {
         "clnp",
         6,
         _values("claim_weight", 0.1, 0.03, 0.3, 1.0),
-        {"epochs": 6, "rounds": 2, "finetune_epochs": 2, "batch_size": 64, "l1": 5e-5, "margin": 0.002, "pool": 0.2},
+        QUICK,
     ),
     # The row of thirty epochs: what keeps a task small, L1 or the margin, when it may claim as readily as reuse.
     "permuted-mnist-30-epochs": Search(
@@ -142,7 +143,7 @@ SEARCHES: dict[str, Search] = {
         "clnp",
         6,
         {"one round of 20": {"rounds": 1, "finetune_epochs": 20}},
-        {**THIRTY, "batch_size": 64},
+        THIRTY,
     ),
     "permuted-mnist-rounds": Search(
         "permuted-mnist",
@@ -157,7 +158,7 @@ SEARCHES: dict[str, Search] = {
             "one round of 7 after 3": {"epochs": 3, "rounds": 1, "finetune_epochs": 7},
             "one round of 4, l1 1e-4": {"rounds": 1, "finetune_epochs": 4, "l1": 1e-4},
         },
-        {"epochs": 6, "rounds": 2, "finetune_epochs": 2, "batch_size": 64, "l1": 5e-5, "margin": 0.002, "pool": 0.2},
+        QUICK,
     ),
     # The row of thirty epochs: with more steps, and with more dropout, since training data are learned to the last example.
     "permuted-mnist-steps": Search("permuted-mnist", "clnp", 3, _values("batch_size", 64, 32), THIRTY),

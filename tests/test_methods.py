@@ -13,7 +13,7 @@ from torch import nn
 from clnp.benchmarks import BENCHMARKS
 from clnp.config import LearnConfig
 from clnp.errors import ConfigError, DamageError, DataError, StoreError, TaskError, TrainingError
-from clnp.methods import METHODS, joint
+from clnp.methods import METHODS, joint, shared
 from clnp.methods.dense import STATE
 from clnp.models import MODELS
 from clnp.seeds import seeded
@@ -353,7 +353,7 @@ def test_the_upper_bound_learns_all_tasks_at_once(tasks):
 
 def test_the_upper_bound_sees_all_examples_so_far_in_every_epoch(tasks, monkeypatch):
     method, seen = make("joint"), []
-    monkeypatch.setattr(joint, "fit_dense_", lambda network, train, *_, **__: seen.append((network, train)) or 1.0)
+    monkeypatch.setattr(shared, "fit_dense_", lambda network, train, *_, **__: seen.append((network, train)) or 1.0)
     for task in tasks:
         teach(method, task)
     assert [len(train) for _, train in seen] == list(itertools.accumulate(len(task.train[1]) for task in tasks))

@@ -16,7 +16,7 @@ from torch import Tensor
 from clnp.errors import TaskError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 FREE = -1
 
@@ -83,8 +83,7 @@ class Allocation:
         Raises:
             TaskError: there is no such task; the message lists those there are.
         """
-        if task not in self.tasks:
-            raise TaskError(f"no task '{task}' is learned: expected one of {', '.join(map(repr, self.tasks)) or '(none yet)'}.")
+        check_known(task, self.tasks)
         return self.tasks.index(task)
 
     def readers(self, task: str) -> list[str]:
@@ -125,3 +124,13 @@ class Allocation:
     def __reduce__(self) -> tuple[type[Allocation], tuple[object, ...]]:
         """Copy and pickle through plain dictionaries, which a read-only view does not allow."""
         return Allocation, (self.tasks, dict(self.owner), {task: dict(kept) for task, kept in self.needed.items()})
+
+
+def check_known(task: str, tasks: Collection[str]) -> None:
+    """Check that a task was learned.
+
+    Raises:
+        TaskError: it was not; the message lists those that were.
+    """
+    if task not in tasks:
+        raise TaskError(f"no task '{task}' is learned: expected one of {', '.join(map(repr, tasks)) or '(none yet)'}.")

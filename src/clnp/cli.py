@@ -350,6 +350,8 @@ def inspect(
 
     from clnp import wiring
     from clnp.benchmarks import BENCHMARKS
+    from clnp.describe import zeros
+    from clnp.inputs import Form
     from clnp.models import MODELS, lookup
 
     if name in MODELS:
@@ -359,8 +361,7 @@ def inspect(
         model, shapes = model or BENCHMARKS[name].model, BENCHMARKS[name].shapes
     network = lookup("model", model, MODELS)(*shapes)
     typer.echo(f"{model}, for examples of shape {', '.join(map(str, shapes))}")
-    example = [torch.zeros(2, *shape) for shape in shapes]
-    typer.echo(wiring.trace(network, tuple(example) if len(example) > 1 else example[0]).explain())
+    typer.echo(wiring.trace(network, zeros([Form(shape, torch.float32) for shape in shapes])).explain())
 
 
 def _show(directory: Path) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from clnp import seeds, training
-from clnp.errors import DamageError, StoreError, TaskError, first_line
+from clnp.errors import DamageError, StoreError, first_line
 from clnp.files import digest, read_bounded, write_atomic
 from clnp.inputs import parts
 from clnp.parsing import parse_json
@@ -23,7 +23,7 @@ from clnp.sources import TensorExamples, check, check_labels, check_n_classes, c
 from clnp.work import Work, fingerprint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from clnp.config import LearnConfig
@@ -62,17 +62,6 @@ def checked(
         check_labels(y, n_classes, what)
         found.append(TensorExamples(x, y.long()))
     return found[0], found[1]
-
-
-def check_known(name: str, tasks: Collection[str]) -> None:
-    """Check that a task was learned.
-
-    Raises:
-        TaskError: it was not.
-    """
-    if name not in tasks:
-        known = ", ".join(map(repr, tasks)) or "none yet"
-        raise TaskError(f"cannot predict task '{name}': no task of that name was learned. There are: {known}.")
 
 
 def make_head(n_features: int, n_classes: int, *place: int | str) -> nn.Linear:

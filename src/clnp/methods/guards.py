@@ -134,6 +134,16 @@ class Holding(OwnTensors):
     """
 
     shields_heads = False
+    title: str
+    """Of the method, for messages."""
+
+    def check(self, trunk: nn.Module) -> None:
+        """Check that every weight is a parameter of its own.
+
+        Raises:
+            ConfigError: one is made of others.
+        """
+        check_plain(trunk, self.title)
 
     def __init__(self) -> None:
         super().__init__()

@@ -5,21 +5,19 @@ An epoch of task t goes through the data of all tasks up to t, so that the last 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from clnp.dropout import CheapDropout
 from clnp.inputs import join, parts
-from clnp.methods.dense import fit_dense_
 from clnp.methods.guards import Guard
 from clnp.methods.shared import Shared
 from clnp.sources import TensorExamples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from clnp.config import LearnConfig
     from clnp.data.task import Task
@@ -71,39 +69,21 @@ class Joint(Shared):
         """Take the data of the earlier tasks: a run that is continued does not have them."""
         self._seen = [(TensorExamples(*task.train), TensorExamples(*task.validation)) for task in tasks]
 
-    def learn(
-        self,
-        task_name: str,
-        train: tuple[Inputs, Tensor],
-        validation: tuple[Inputs, Tensor],
-        n_classes: int,
-        progress: Callable[[dict[str, Any]], None],
-        work: Path | None = None,
-    ) -> dict[str, Any]:
+    def _train(self, index: int, head: nn.Linear, examples: TensorExamples, held_out: TensorExamples, fit: Callable[..., float]) -> float:
         """Train on this task and all before it."""
-        with self._learning(task_name, train, validation, n_classes) as (index, examples, held_out):
-            self._head(index, n_classes)
-            seen = [*self._seen[:index], (examples, held_out)]
-            is_single = self.config.head == "single"
-            heads = [head for head in self.heads if isinstance(head, nn.Linear)]
-            starts = [0, *torch.tensor([head.out_features for head in heads]).cumsum(0).tolist()]
+        del head  # one of all
+        seen = [*self._seen[:index], (examples, held_out)]
+        is_single = self.config.head == "single"
+        heads = [head for head in self.heads if isinstance(head, nn.Linear)]
+        starts = [0, *torch.tensor([head.out_features for head in heads]).cumsum(0).tolist()]
 
-            def all_of(part: int, tasks: Sequence[int]) -> TensorExamples:
-                numbers = torch.cat([torch.full((len(seen[task][part]),), 0 if is_single else task) for task in tasks])
-                x = join([seen[task][part].x for task in tasks])
-                y = torch.cat([seen[task][part].y + (0 if is_single else starts[task]) for task in tasks])
-                return TensorExamples((*parts(x), numbers), y)
+        def all_of(part: int, tasks: Sequence[int]) -> TensorExamples:
+            numbers = torch.cat([torch.full((len(seen[task][part]),), 0 if is_single else task) for task in tasks])
+            x = join([seen[task][part].x for task in tasks])
+            y = torch.cat([seen[task][part].y + (0 if is_single else starts[task]) for task in tasks])
+            return TensorExamples((*parts(x), numbers), y)
 
-            accuracy = fit_dense_(
-                ManyHeads(self.trunk, heads).to(self.config.device),
-                all_of(0, range(len(seen))),
-                all_of(1, [index]),  # the accuracy of this task, as in the other methods
-                self.config,
-                seed=self.seed,
-                index=index,
-                task=task_name,
-                progress=progress,
-                work=work,
-            )
+        # The accuracy is that of this task, as in the other methods.
+        accuracy = fit(ManyHeads(self.trunk, heads).to(self.config.device), all_of(0, range(len(seen))), all_of(1, [index]))
         self._seen = seen
-        return {"accuracy": accuracy}
+        return accuracy

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from clnp.methods.guards import Holding, check_plain, key
+from clnp.methods.guards import Holding, key
 from clnp.methods.shared import Shared
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ class Packing(Holding):
         share: of the free weights of each layer that a task keeps.
     """
 
+    title = "PackNet"
+
     def __init__(self, share: float) -> None:
         super().__init__()
         self.share = share
@@ -48,14 +50,6 @@ class Packing(Holding):
     def stages(self, config: LearnConfig) -> list[int]:
         """Train, prune, train on: in all as many epochs as the others have."""
         return [config.epochs, config.total_epochs - config.epochs] if config.total_epochs > config.epochs else [config.epochs]
-
-    def check(self, trunk: nn.Module) -> None:
-        """Check that every weight is a parameter of its own.
-
-        Raises:
-            ConfigError: one is made of others.
-        """
-        check_plain(trunk, "PackNet")
 
     def begin_(self, trunk: nn.Module, index: int) -> None:
         """Hold what earlier tasks own."""

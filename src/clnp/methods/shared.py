@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from clnp.allocation import check_known
 from clnp.errors import ConfigError, StoreError, TaskError
 from clnp.inputs import forms, parts, to_device
 from clnp.methods.dense import (
-    check_known,
     checked,
     count_features,
     fit_dense_,
@@ -27,7 +27,7 @@ from clnp.methods.guards import Guard, GuardedNetwork
 from clnp.training import check_device
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from clnp.config import LearnConfig
@@ -87,37 +87,25 @@ class Shared:
         progress: Callable[[dict[str, Any]], None],
         work: Path | None = None,
     ) -> dict[str, Any]:
-        """Train everything that the guard leaves free on one task."""
-        with self._learning(task_name, train, validation, n_classes) as (index, examples, held_out):
-            network = GuardedNetwork(self.trunk, self._head(index, n_classes).to(self.config.device), self.guard, index)
-            self.guard.steps_per_epoch = max(len(examples) // self.config.batch_size_for(len(examples)), 1)
-            self.guard.begin_(self.trunk, index)
-            accuracy = fit_dense_(
-                network,
-                examples,
-                held_out,
-                self.config,
-                seed=self.seed,
-                index=index,
-                task=task_name,
-                progress=progress,
-                work=work,
-                stages=self.guard.stages(self.config),
-                between=lambda stage: self.guard.trained_(self.trunk, stage),
-            )
-            self.guard.learned_(network, examples, index, self.seed, "task", index, "guard")
+        """Train everything that the guard leaves free on one task; if it is not finished, nothing is used any more."""
+        self._check_whole(f"cannot learn task '{task_name}'")
+        examples, held_out = checked(task_name, self.tasks, train, validation, n_classes, self._like)
+        index, self._view, self._half = len(self.n_classes), None, task_name
+        head = self._head(index, n_classes)
+        fit = partial(fit_dense_, config=self.config, seed=self.seed, index=index, task=task_name, progress=progress, work=work)
+        accuracy = self._train(index, head, examples, held_out, fit)
+        self.n_classes[task_name], self._half = n_classes, None
         return {"accuracy": accuracy}
 
-    @contextmanager
-    def _learning(
-        self, name: str, train: tuple[Inputs, Tensor], validation: tuple[Inputs, Tensor], n_classes: int
-    ) -> Generator[tuple[int, TensorExamples, TensorExamples]]:
-        """Check a task, give its number and its data to the block that learns it, and count it if the block gets to its end; else nothing is used any more."""
-        self._check_whole(f"cannot learn task '{name}'")
-        examples, held_out = checked(name, self.tasks, train, validation, n_classes, self._like)
-        self._view, self._half = None, name
-        yield len(self.n_classes), examples, held_out
-        self.n_classes[name], self._half = n_classes, None
+    def _train(self, index: int, head: nn.Linear, examples: TensorExamples, held_out: TensorExamples, fit: Callable[..., float]) -> float:
+        """Train on task number `index` and return its validation accuracy: `fit` is `fit_dense_`, which needs a network and examples yet."""
+        network = GuardedNetwork(self.trunk, head.to(self.config.device), self.guard, index)
+        self.guard.steps_per_epoch = max(len(examples) // self.config.batch_size_for(len(examples)), 1)
+        self.guard.begin_(self.trunk, index)
+        stages = self.guard.stages(self.config)
+        accuracy = fit(network, examples, held_out, stages=stages, between=partial(self.guard.trained_, self.trunk))
+        self.guard.learned_(network, examples, index, self.seed, "task", index, "guard")
+        return accuracy
 
     def _check_whole(self, doing: str) -> None:
         """Check that no task was left half learned: all share the weights that it has moved.

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from clnp.allocation import check_known
 from clnp.inputs import forms, to_device
 from clnp.methods.dense import (
-    check_known,
     checked,
     count_features,
     fit_dense_,

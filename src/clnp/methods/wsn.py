@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from clnp import seeds
-from clnp.methods.guards import GuardedNetwork, Holding, check_plain, key
+from clnp.methods.guards import GuardedNetwork, Holding, key
 from clnp.methods.shared import Shared
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ class Subnetworks(Holding):
         seed: of the scores.
     """
 
+    title = "WSN"
+
     def __init__(self, share: float, seed: int) -> None:
         super().__init__()
         self.share, self.seed = share, seed
@@ -78,14 +80,6 @@ class Subnetworks(Holding):
         self._index = 0
 
     @torch.no_grad()
-    def check(self, trunk: nn.Module) -> None:
-        """Check that every weight is a parameter of its own.
-
-        Raises:
-            ConfigError: one is made of others.
-        """
-        check_plain(trunk, "WSN")
-
     def begin_(self, trunk: nn.Module, index: int) -> None:
         """Draw new scores, and hold the weights that earlier tasks read."""
         self._index = index

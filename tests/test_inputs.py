@@ -177,7 +177,7 @@ REFUSED = {
     ),
     "three": (((A, B, B), Y), "expected 2 inputs as in the example input, found 3"),
     "three, in a loader": (Batches(((A, B, B), Y)), "expected 2 inputs as in the example input, found 3"),
-    "not nested": ((A, B, Y), r"found tuple\. It holds 3 tensors: write several inputs as \(\(a, b\), y\)\."),
+    "not nested": ((A, B, Y), r"found tuple \(Tensor, Tensor, Tensor\)\. It holds 3 tensors: write several inputs as \(\(a, b\), y\)\."),
     "a list": (([A, B], Y), r"expected a tensor, or a tuple of tensors for several inputs, found a list\. Make it a tuple"),
     "another length": (
         ((A, B[:19]), Y),
@@ -497,3 +497,110 @@ def test_a_tuple_of_one_is_one_input():
         learner.learn("a", (x, Y), (x, Y), config=clnp.LearnConfig(epochs=1, rounds=1, finetune_epochs=0))
     assert torch.equal(learners[0].predict(A, task="a"), learners[1].predict((A,), task="a"))
     assert torch.equal(learners[0].predict((A,), task="a"), learners[1].predict(A, task="a"))
+
+
+# ---- networks that do not read what is made up
+
+
+class Masked(nn.Module):
+    """Words (B, T) of a vocabulary of 9, and which of them are there: with none it fails, as transformers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.deep = nn.Embedding(9, 12), nn.Linear(12, 12)
+
+    def forward(self, words, there):
+        there = there.unsqueeze(2).float()
+        mean = (self.words(words) * there).sum(1) / there.sum(1)
+        return torch.relu(self.deep(mean))
+
+
+class Counted(nn.Module):
+    """Numbers (B, T, 4), and how many of them there are, at least one: the last of them counts."""
+
+    def __init__(self):
+        super().__init__()
+        self.read, self.deep = nn.Linear(4, 12), nn.Linear(12, 12)
+
+    def forward(self, numbers, n):
+        last = torch.nn.functional.one_hot(n - 1, 6).unsqueeze(2).to(numbers.dtype)
+        return torch.relu(self.deep((torch.relu(self.read(numbers)) * last).sum(1)))
+
+
+class Strict(Masked):
+    """Checks what it is given, which a capture does not see."""
+
+    def forward(self, words, there):
+        if not torch.compiler.is_exporting() and not bool(there.any(1).all()):
+            raise RuntimeError("a text without words")
+        return super().forward(words, there)
+
+
+def masked(n=N, length=6):
+    draw = torch.Generator().manual_seed(0)
+    words, there = torch.randint(0, 9, (n, length), generator=draw), torch.rand(n, length, generator=draw) < 0.7
+    there[:, 0] = True
+    return (words, there), (words[:, 0] > 4).long()
+
+
+def counted(n=N):
+    draw = torch.Generator().manual_seed(0)
+    numbers, many = torch.randn(n, 6, 4, generator=draw), torch.randint(1, 7, (n,), generator=draw)
+    return (numbers, many), (many > 3).long()
+
+
+@pytest.mark.parametrize(("kind", "data"), [(Masked, masked), (Strict, masked), (Counted, counted)])
+def test_a_network_that_cannot_read_zeros_is_loaded_and_verified(kind, data, tmp_path):
+    x, y = data()
+    learner = clnp.Learner(kind(), cut(x, 0, 2))
+    learner.learn("a", (x, y), (x, y), config=clnp.LearnConfig(epochs=1, finetune_epochs=0))
+    learner.save(tmp_path / "model")
+    loaded = clnp.Learner.load(tmp_path / "model", kind())
+    assert torch.equal(loaded.predict(x, task="a"), learner.predict(x, task="a"))
+    assert loaded._forms == learner._forms  # the same lengths can be read
+    assert [one.comparison.is_good for one in clnp.verify(tmp_path / "model", kind()).tasks] == [True]
+
+
+def test_a_whole_network_that_cannot_read_zeros_is_loaded(tmp_path):
+    class Whole(Strict):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(12, 2)
+
+        def forward(self, words, there):
+            return self.head(super().forward(words, there))
+
+    x, y = masked()
+    learner = clnp.Learner(Whole(), cut(x, 0, 2), head="head")
+    learner.learn("a", (x, y), (x, y), config=clnp.LearnConfig(epochs=1, finetune_epochs=0))
+    learner.save(tmp_path / "model")
+    assert torch.equal(clnp.Learner.load(tmp_path / "model", Whole()).predict(x, task="a"), learner.predict(x, task="a"))
+
+
+def test_inputs_that_share_a_length_may_have_another_one_together():
+    (words, there), y = masked()
+    learner = clnp.Learner(Masked(), (words[:2], there[:2]))
+    assert learner._forms == (Form((6,), torch.int64, (1,)), Form((6,), torch.bool, (1,)))
+    learner.learn("a", ((words, there), y), ((words, there), y), config=clnp.LearnConfig(epochs=1, finetune_epochs=0))
+    longer = torch.cat([words, words], 1), torch.cat([there, torch.zeros_like(there)], 1)
+    torch.testing.assert_close(learner.predict(longer, task="a"), learner.predict((words, there), task="a"))
+    message = (
+        r"cannot predict task 'a': expected one length in input 1 of 2 and input 2 of 2, which share it, found 12 and 6. Pad them alike"
+    )
+    with pytest.raises(DataError, match=message):
+        learner.predict((longer[0], there), task="a")
+    with pytest.raises(DataError, match="cannot use the training data of task 'b': expected one length"):
+        learner.learn("b", ((longer[0], there), y), ((words, there), y))
+
+
+def test_lengths_that_inputs_do_not_share_are_free_each_alone():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = nn.Linear(4, 8), nn.Linear(4, 8)
+
+        def forward(self, left, right):
+            return torch.relu(self.left(left).mean(1) + self.right(right).mean(1))
+
+    learner = clnp.Learner(Both(), (torch.zeros(2, 5, 4), torch.zeros(2, 7, 4)))
+    assert [form.free for form in learner._forms] == [(1, 0), (2, 0)]

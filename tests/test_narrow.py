@@ -386,3 +386,36 @@ def test_a_layer_of_the_trunk_may_be_called_head():
     weight, x = torch.randn(2, 3), torch.randn(6, 4)
     network = narrow(wiring, state_of(net), torch.ones(8, dtype=torch.bool), head=(weight, torch.zeros(2)))
     assert torch.allclose(network(x), net(x) @ weight.t(), atol=1e-5)
+
+
+class Stateful(nn.Module):
+    """A recurrent layer, which begins with zeros of a size that is known when it runs: its own, or the user's."""
+
+    def __init__(self, kind, begin=None):
+        super().__init__()
+        self.layer, self.begin = kind(4, 6, batch_first=True, bidirectional=begin is None), begin
+
+    def forward(self, x):
+        return self.layer(x, self.begin(x))[0][:, -1] if self.begin is not None else self.layer(x)[0].mean(1)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: Stateful(nn.LSTM),
+        lambda: Stateful(nn.GRU),
+        lambda: Stateful(nn.RNN),
+        lambda: Stateful(nn.GRU, lambda x: torch.zeros(1, x.shape[0], 6)),
+        lambda: Stateful(nn.GRU, lambda x: torch.full((1, x.shape[0], 6), 0.5)),
+        lambda: Stateful(nn.GRU, lambda x: torch.ones(1, x.shape[0], 6)),
+    ],
+)
+def test_a_predictor_of_a_recurrent_network_is_pickled(model):
+    network, x = model().eval(), torch.randn(5, 7, 4)
+    wiring = trace(network, x)
+    whole = narrow(wiring, dict(network.state_dict()) | wiring.graph.constants, torch.ones(wiring.n_units, dtype=torch.bool)).eval()
+    with torch.no_grad():
+        assert torch.allclose(whole(x), network(x), atol=1e-6)
+        assert torch.equal(pickle.loads(pickle.dumps(whole))(x), whole(x))
+        longer = torch.randn(2, 9, 4)
+        assert torch.allclose(pickle.loads(pickle.dumps(whole))(longer), network(longer), atol=1e-6)

@@ -202,8 +202,12 @@ def test_the_sample_is_a_random_part_chosen_by_the_seed(monkeypatch):
         (DataLoader(TensorDataset(X / 0, Y), batch_size=3), "20 of 20 examples hold NaN"),
         (X, "found Tensor"),
         (None, "found NoneType"),
-        ((X.numpy(), Y.numpy()), "found tuple"),
-        ([(X, Y), (X, Y)], "found list"),
+        ((X.numpy(), Y.numpy()), r"found tuple \(ndarray, ndarray\). Convert both with torch.as_tensor"),
+        ((X, Y.tolist()), r"found tuple \(Tensor, list\). Convert both with torch.as_tensor"),
+        ((X, ["a", "b"] * 10), r"Number the classes from 0: y = torch.as_tensor\(\[names.index"),
+        ({"x": X, "y": Y}, r"found dict. Give a DataLoader a collate_fn that returns \(\(a, b\), y\)"),
+        ([X, X, Y], r"found list \(Tensor, Tensor, Tensor\). It holds 3 tensors: write several inputs as \(\(a, b\), y\)"),
+        ([], "found list"),
         ("train.csv", "expected .x, y. of tensors|found str"),
         (iter([(X, Y)]), "An iterator can be read only once; pass what it iterates over"),
         (((X, Y) for _ in range(2)), "An iterator can be read only once"),
@@ -302,10 +306,47 @@ def test_tensors_without_a_batch_dimension_are_refused():
         opened((torch.tensor(1.0), torch.tensor(1)))
 
 
-@pytest.mark.parametrize("train", [Batches((X, Y), (X[:, :1], Y)), One()], ids=["ragged", "single examples"])
-def test_training_batches_that_do_not_fit_together_are_refused(train):
+def test_training_batches_that_do_not_fit_together_are_refused():
     with pytest.raises(DataError):
-        opened(train)
+        opened(Batches((X, Y), (X[:, :1], Y)))
+
+
+@pytest.mark.parametrize("train", [One(), DataLoader(One(), batch_size=4)], ids=["dataset", "loader"])
+def test_a_dataset_that_can_only_be_iterated_is_one_of_examples(train):
+    data = opened(train, One())
+    assert [len(y) for *_, y in data.train.batches(0)] in ([4] * 5, [20])
+    assert torch.equal(data.validation.x, X)
+    assert data.train.n_batches == len(list(data.train.batches(0)))  # a DataLoader of it cannot tell, so they were counted
+
+
+def test_a_list_of_batches_is_an_iterable():
+    data = opened([(X[:8], Y[:8]), (X[8:], Y[8:])], [[X, Y]])
+    assert [len(y) for *_, y in data.train.batches(0)] == [8, 12]
+    assert data.train.n_batches == 2
+    assert torch.equal(data.validation.x, X)
+
+
+def test_the_batches_of_a_loader_without_a_length_are_counted(monkeypatch):
+    monkeypatch.setattr(clnp.sources, "SAMPLE", 4)  # the sample does not need them all
+    assert opened(Batches((X[:4], Y[:4]), (X[4:8], Y[4:8]), (X[8:], Y[8:]))).train.n_batches == 3
+    assert StreamExamples(Batches((X, Y))).n_batches is None
+
+
+def test_a_loader_without_a_length_is_learned_as_one_with_it():
+    class Sized(Batches):
+        def __len__(self):
+            return len(self.batches)
+
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(320, 4, generator=draw)
+    y = (x.sum(1) > 0).long()
+    batches = list(zip(x.split(32), y.split(32), strict=True))
+    found = []
+    for kind in (Batches, Sized):
+        learner = clnp.Learner(nn.Sequential(nn.Linear(4, 24), nn.ReLU()), torch.zeros(1, 4))
+        learner.learn("a", kind(*batches), (x, y), config=LearnConfig(epochs=3, finetune_epochs=1))
+        found.append(learner.predict(x, task="a"))
+    assert torch.equal(*found)
 
 
 def test_an_empty_loader_is_refused_by_name():

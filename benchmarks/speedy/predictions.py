@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import subprocess
+import sys
 import tempfile
-from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,19 +53,37 @@ def repeat(network: Callable[[Tensor], Any], batch: int) -> Callable[[], None]:
     return predict
 
 
-def onnx(network: nn.Module, batch: int) -> Callable[[], None]:
+def write(which: str, file: Path) -> None:
+    """Write one of the networks to a file, which another process reads: what it takes to export is no part of predicting."""
+    logging.disable(logging.WARNING)
+    network = {"full": dense, "predictor": predictor}[which]().eval()
+    example, dynamic = (torch.rand(2, N_INPUTS),), ({0: torch.export.Dim("n")},)
+    if file.suffix == ".pt2":
+        torch.export.save(torch.export.export(network, example, dynamic_shapes=dynamic), file)
+    else:
+        torch.onnx.export(network, example, str(file), dynamic_shapes=dynamic, external_data=False)
+
+
+def exported(which: str, suffix: str) -> bytes:
+    """Return the file of one of the networks, made by a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"network{suffix}"
+        subprocess.run([sys.executable, "-m", "speedy.predictions", which, str(file)], check=True, stdout=subprocess.DEVNULL)
+        return file.read_bytes()
+
+
+def pt2(which: str, batch: int) -> Callable[[], None]:
+    """Return a function that predicts many times with what torch.export has written."""
+    return repeat(torch.export.load(BytesIO(exported(which, ".pt2"))).module(), batch)
+
+
+def onnx(which: str, batch: int) -> Callable[[], None]:
     """Return a function that predicts many times in ONNX Runtime, with as many threads as torch has."""
     import onnxruntime
 
-    logging.disable(logging.WARNING)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "network.onnx"
-        example = torch.rand(2, N_INPUTS)
-        with contextlib.redirect_stdout(None):
-            torch.onnx.export(network.eval(), (example,), str(file), dynamic_shapes=({0: torch.export.Dim("n")},), external_data=False)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        session = onnxruntime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(exported(which, ".onnx"), options, providers=["CPUExecutionProvider"])
     x = torch.rand(batch, N_INPUTS).numpy()
     name = session.get_inputs()[0].name
 
@@ -82,6 +101,11 @@ def contestants(batch: int) -> dict[str, Callable[[], Callable[[], None]]]:
         "20 %, built by hand": lambda: repeat(by_hand().eval(), batch),
         "20 %, clnp's predictor": lambda: repeat(predictor().eval(), batch),
         "20 %, clnp's predictor, torch.compile": lambda: repeat(torch.compile(predictor().eval()), batch),
-        "20 %, clnp's predictor, ONNX Runtime": partial(lambda: onnx(predictor(), batch)),
-        "the full network, ONNX Runtime": lambda: onnx(dense(), batch),
+        "20 %, clnp's predictor, loaded from .pt2": lambda: pt2("predictor", batch),
+        "20 %, clnp's predictor, ONNX Runtime": lambda: onnx("predictor", batch),
+        "the full network, ONNX Runtime": lambda: onnx("full", batch),
     }
+
+
+if __name__ == "__main__":
+    write(sys.argv[1], Path(sys.argv[2]))

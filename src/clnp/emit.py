@@ -144,6 +144,11 @@ RESERVED = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
 """Names that a module of a graph has itself: no layer can be stored under them."""
 
 
+_AFTER_INPUT = {f"aten.{name}.default": f"aten.new_{name}.default" for name in ("full", "zeros", "ones")}
+_DTYPES = {bool: torch.bool, int: torch.int64, float: torch.float32}
+"""What torch makes of a number that says no dtype."""
+
+
 class Emitter:
     """Begins an fx graph for a network whose full-width parameters and buffers are `state`, and writes into it."""
 
@@ -204,14 +209,25 @@ class Emitter:
 
     def run(self, op: str, *args: Any, **kwargs: Any) -> fx.Node:
         """Emit an aten operation: `run("add.Tensor", a, b)`."""
-        return self.graph.call_function(resolve(f"aten.{op}"), args, kwargs)
+        return self._emit(f"aten.{op}", args, kwargs)
+
+    def _emit(self, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+        """Emit an operation. What makes a tensor of a size that is known only when the network runs makes it after an input.
+
+        A module of a graph is traced again when it is unpickled, and torch cannot trace `full` or `zeros` with such a size.
+        """
+        if op in _AFTER_INPUT and any(isinstance(size, fx.Node) for size in args[0]):
+            dtype = kwargs.get("dtype") or (_DTYPES[type(args[1])] if len(args) > 1 else torch.float32)
+            args, kwargs = (next(iter(self.inputs.values())), *args), {"dtype": dtype}
+            op = _AFTER_INPUT[op]
+        return self.graph.call_function(resolve(op), args, kwargs)
 
     def call(self, node: Node, args: Any, kwargs: Any = None) -> fx.Node:
         """Emit a node's operation on arguments that are ready."""
         named = dict(kwargs or {})
         if "device" in named:
             named["device"] = self.device
-        return self.graph.call_function(resolve(node.op), tuple(args), named)
+        return self._emit(node.op, tuple(args), named)
 
     def index(self, value: fx.Node, dim: int, places: Tensor) -> fx.Node:
         """Emit the choice of positions along a dimension; a slice where they follow each other."""

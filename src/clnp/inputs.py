@@ -24,12 +24,15 @@ class Form:
     shape: tuple[int, ...]
     """Of one example."""
     dtype: torch.dtype
-    free: tuple[bool, ...] = ()
-    """Which of the sizes may be another one: the network's code does not fix them."""
+    free: tuple[int, ...] = ()
+    """Which of the sizes may be another one, since the network's code does not fix them: 0 is fixed, others are numbers of lengths.
+
+    Sizes of one number are one length, in other inputs, too: a text and its mask.
+    """
 
     def fits(self, shape: Sequence[int]) -> bool:
         """Tell whether an example of that shape can be read."""
-        free = self.free or (False,) * len(self.shape)
+        free = self.free or (0,) * len(self.shape)
         return len(shape) == len(self.shape) and all(
             size == expected or (is_free and size > 0) for size, expected, is_free in zip(shape, self.shape, free, strict=True)
         )
@@ -102,6 +105,24 @@ def check_forms(expected: Forms, x: Inputs, doing: str) -> None:
             raise DataError(
                 f"{doing}: expected examples of shape {form.shape} and {form.dtype}, found {found.shape} and {found.dtype}{where}."
             )
+    check_lengths(expected, x, doing)
+
+
+def check_lengths(expected: Forms, x: Inputs, doing: str) -> None:
+    """Check that inputs that share a length, a text and its mask, have the same one. Their shapes fit.
+
+    Raises:
+        DataError: two of them differ.
+    """
+    first: dict[int, tuple[int, int]] = {}
+    for place, (form, found) in enumerate(zip(expected, forms(x), strict=True)):
+        for length, size in zip(form.free, found.shape, strict=False):
+            before, expected_size = first.setdefault(length, (place, size)) if length else (place, size)
+            if size != expected_size:
+                names = f"{which(before, len(expected))} and {which(place, len(expected))}"
+                raise DataError(
+                    f"{doing}: expected one length in {names}, which share it, found {expected_size} and {size}. Pad them alike."
+                )
 
 
 def check_dense(tensor: Tensor, doing: str) -> None:

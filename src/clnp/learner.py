@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import time
 import unicodedata
 from dataclasses import replace
@@ -16,7 +15,7 @@ from clnp import heads, seeds
 from clnp.allocation import Allocation
 from clnp.commit import commit_
 from clnp.config import LearnConfig
-from clnp.describe import open_ledger, zeros
+from clnp.describe import zeros
 from clnp.errors import DataError, TaskError, WiringError, first_line
 from clnp.export import ExportResult, Format, export
 from clnp.forecast import Forecast, forecast
@@ -24,7 +23,7 @@ from clnp.inputs import Inputs, check_forms, check_inputs, forms, parts
 from clnp.isolation import norm_parts
 from clnp.names import clean_name
 from clnp.narrow import check_narrowing, free_sizes, narrow
-from clnp.persistence import load_, save, undo_
+from clnp.persistence import load, save, undo_
 from clnp.pruning import Trial, prune
 from clnp.receipts import Comparison, compare, noise
 from clnp.records import GroupCapacity, LearnResult, Receipt, TaskRecord, Undoing
@@ -69,6 +68,16 @@ class Learner:
     def __init__(
         self, model: nn.Module, example_input: Inputs, *, head: str | None = None, seed: int = 0, probe: Inputs | None = None
     ) -> None:
+        trunk = self._capture(model, example_input, head, seed, probe, made_up=False)
+        check_narrowing(self.wiring, self._state, trunk, example_input)
+        self._see_forms(example_input)
+        if probe is not None:
+            check_forms(self._forms, probe, "cannot use the probe")
+
+    def _capture(
+        self, model: nn.Module, example_input: Inputs, head: str | None, seed: int, probe: Inputs | None, *, made_up: bool
+    ) -> nn.Module:
+        """Fill a new learner with all that follows from the network, and return its trunk; it is run on no example that is made up."""
         self.seed = seeds.check_seed(seed)
         if isinstance(example_input, (list, tuple)):  # whatever else is no tensor, the capture refuses by name
             check_inputs(example_input, None, "cannot use the example input")
@@ -76,7 +85,7 @@ class Learner:
         self._original_head: tuple[Tensor, Tensor] | None = None
         trunk = model
         if head is not None:
-            trunk, layer = without_head(model, head, example_input)
+            trunk, layer = without_head(model, head, None if made_up else example_input)
             bias = torch.zeros(layer.out_features) if getattr(layer, "bias", None) is None else layer.bias.detach().cpu().clone()
             self._original_head = (layer.weight.detach().cpu().clone(), bias)
         self.wiring: Wiring = trace(trunk, example_input)
@@ -100,11 +109,12 @@ class Learner:
         self._graph = self.wiring.graph.hash
         self._widened: list[dict[str, int]] = []
         self._features = [torch.arange(len(self.wiring.features))]  # where the features of each width lie among those of today
-        check_narrowing(self.wiring, self._state, trunk, example_input)
-        free = free_sizes(self.wiring, self._state, example_input)
-        self._forms = tuple(replace(form, free=which) for form, which in zip(forms(example_input), free, strict=True))
-        if probe is not None:
-            check_forms(self._forms, probe, "cannot use the probe")
+        return trunk
+
+    def _see_forms(self, *examples: Inputs) -> None:
+        """Find out which shapes the network can read, with the first example that it reads."""
+        free = free_sizes(self.wiring, self._state, *examples)
+        self._forms = tuple(replace(form, free=which) for form, which in zip(forms(examples[0]), free, strict=True))
 
     # ---- what is known
 
@@ -364,10 +374,7 @@ class Learner:
             StoreError: the directory is missing, or of another network.
             DamageError: it is damaged; the message names the file and the way out.
         """
-        ledger, description = open_ledger(os.fspath(directory))
-        learner = cls(model, description.example(), head=description.head, seed=description.seed)
-        load_(learner, directory, description, ledger.widened)
-        return learner
+        return load(cls.__new__(cls), directory, model)
 
     def receipt(self, task: str) -> tuple[Receipt | None, Comparison]:
         """Return what a task's predictor answered to the probe when it was committed, and how it compares with what it answers now.

@@ -158,18 +158,37 @@ def _mixer(wiring: Wiring, state: Mapping[str, Tensor], x: tuple[Tensor, ...]) -
     return "along dimension 0"
 
 
-def free_sizes(wiring: Wiring, state: Mapping[str, Tensor], example: Inputs) -> list[tuple[bool, ...]]:
-    """Return, for each input, which sizes of an example may be another one: tried with twice the size, and with one less."""
+def free_sizes(wiring: Wiring, state: Mapping[str, Tensor], *examples: Inputs) -> list[tuple[int, ...]]:
+    """Return, for each input, which sizes of an example may be another one: 0 where the size is fixed, else the number of its length.
+
+    Sizes of one number are one length, in whatever inputs they are: the tokens of a text, say, and its mask. A length is free if twice
+    of it and one less can be read.
+
+    Args:
+        wiring: of the network.
+        state: its full-width parameters and buffers by name.
+        examples: inputs, of which the first that the network can read is tried at other lengths. Where it reads none of them (made up
+            for a network that reads lengths of sequences, say), what the capture left open is free.
+    """
     network = narrow(wiring, state, torch.ones(wiring.n_units, dtype=torch.bool))
-    x = parts(noisy(example, 1))
-    found: list[tuple[bool, ...]] = []
-    for place, (part, node) in enumerate(zip(x, wiring.graph.inputs, strict=True)):
-        free: list[bool] = []
-        for dim in range(1, part.dim()):
-            others = [torch.cat([part, part], dim), part.narrow(dim, 0, part.shape[dim] - 1)] if part.shape[dim] > 1 else []
-            free.append(node.sizes[dim] is not None and any(_runs(network, [*x[:place], other, *x[place + 1 :]]) for other in others))
-        found.append(tuple(free))
-    return found
+    x = next((found for found in (parts(noisy(example, 1)) for example in examples) if _runs(network, found)), None)
+    sizes = [node.sizes[1:] for node in wiring.graph.inputs]
+    lengths = list(dict.fromkeys(size for found in sizes for size in found if size is not None))
+    free: list[Any] = [None]  # a length's place is its number
+    for length in lengths:
+        tied = [(place, dim) for place, found in enumerate(sizes) for dim, size in enumerate(found, start=1) if size == length]
+        if x is None or any(_runs(network, other) for other in _resized(x, tied)):
+            free.append(length)
+    return [tuple(free.index(size) if size in free else 0 for size in found) for found in sizes]
+
+
+def _resized(x: Sequence[Tensor], tied: Sequence[tuple[int, int]]) -> list[list[Tensor]]:
+    """Return inputs with a length that is twice as large, and one less: (input, dimension) of it."""
+    twice, less = list(x), list(x)
+    for place, dim in tied:
+        twice[place] = torch.cat([twice[place], twice[place]], dim)
+        less[place] = less[place].narrow(dim, 0, less[place].shape[dim] - 1)
+    return [twice, less] if all(x[place].shape[dim] > 1 for place, dim in tied) else []
 
 
 def _runs(network: nn.Module, x: Sequence[Tensor]) -> bool:

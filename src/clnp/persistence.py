@@ -5,23 +5,25 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from clnp import __version__, store
-from clnp.describe import Description, input_entries, tensor_forms, units_before
+from clnp.describe import Description, input_entries, open_ledger, tensor_forms, units_before
 from clnp.errors import DamageError, StoreError
 from clnp.files import digest
-from clnp.inputs import parts
+from clnp.inputs import each, parts
 from clnp.records import Undoing
 from clnp.split import forget_
 from clnp.wider import widen_
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
     from os import PathLike
+
+    from torch import nn
 
     from clnp.learner import Learner
     from clnp.records import TaskRecord
@@ -70,10 +72,18 @@ def as_stored(learner: Learner, record: TaskRecord) -> TaskRecord:
     return replace(record, weight=record.weight[:, learner._features[record.width]])
 
 
-def load_(learner: Learner, directory: str | PathLike[str], description: Description, widened: Sequence[Mapping[str, int]]) -> None:
-    """Fill a new learner with what a directory holds, see `Learner.load`."""
+def load(learner: Learner, directory: str | PathLike[str], model: nn.Module) -> Learner:
+    """Fill an empty learner with what a directory holds, and return it, see `Learner.load`.
+
+    The network was checked when it was new, and the graph's hash tells that it is the same. It is not run: examples are not stored,
+    and what is made up in their place it may be unable to read, lengths of 0 or a mask that leaves nothing.
+    """
+    ledger, description = open_ledger(os.fspath(directory))
+    example = description.example()
+    learner._capture(model, example, description.head, description.seed, None, made_up=True)
+    learner._see_forms(example, each(example, torch.ones_like))
     store.check_network(directory, learner.wiring, learner._graph, description, description.groups)
-    for more in widened:
+    for more in ledger.widened:
         try:
             widen_(learner, more)
         except (RuntimeError, MemoryError) as error:
@@ -91,3 +101,4 @@ def load_(learner: Learner, directory: str | PathLike[str], description: Descrip
             raise DamageError(f"cannot load '{directory}': the head of task '{task}' does not fit the network.")
         weight[:, columns] = record.weight
         learner._records[task] = replace(record, weight=weight)
+    return learner

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from clnp import seeds
 from clnp.errors import DataError, TaskError, first_line
-from clnp.inputs import Forms, Inputs, check_dense, check_inputs, cut, join, length, parts, take, which
+from clnp.inputs import Forms, Inputs, check_dense, check_inputs, check_lengths, cut, join, length, parts, take, which
 
 if TYPE_CHECKING:
     from clnp.config import LearnConfig
@@ -67,6 +67,16 @@ class StreamExamples:
     """How many inputs a batch must have, where that is known."""
     forms: Forms | None = None
     """Of the inputs, in training: every batch is checked, for only the first ones are seen before."""
+    counted: int | None = None
+    """How many batches a pass had when it was counted, of a loader that cannot tell."""
+
+    @property
+    def n_batches(self) -> int | None:
+        """How many batches a pass has; None while nobody knows."""
+        try:
+            return len(self.loader)  # pyright: ignore[reportArgumentType]
+        except (TypeError, NotImplementedError):  # a DataLoader of an IterableDataset has the method, and raises
+            return self.counted
 
     def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[tuple[None, Inputs, Tensor]]:
         """Yield (None, x, y) in the loader's own order and batch size."""
@@ -90,7 +100,7 @@ Examples = TensorExamples | StreamExamples
 def _pair(batch: Any, what: str, n_inputs: int | None) -> tuple[Inputs, Tensor]:
     """Return x and y of a batch (x, y) or (x, y, t)."""
     if not isinstance(batch, (tuple, list)) or len(batch) < 2 or not _are_inputs(batch[0]) or not isinstance(batch[1], Tensor):
-        raise DataError(f"cannot use the {what}: expected batches (x, y) or (x, y, t) of tensors, found {type(batch).__name__}.")
+        raise DataError(f"cannot use the {what}: expected batches (x, y) or (x, y, t) of tensors, found {_found(batch)}.{_hint(batch)}")
     x = batch[0] if isinstance(batch[0], Tensor) else tuple(batch[0])
     check_inputs(x, n_inputs, f"cannot use the {what}")
     _check_labels_are_whole(batch[1], what)
@@ -137,16 +147,38 @@ def examples(source: Source, what: str, config: LearnConfig, *, training: bool =
         size = config.batch_size_for(len(source))  # pyright: ignore[reportArgumentType]
         loader = DataLoader(source, batch_size=size, shuffle=True, generator=torch.Generator(), drop_last=training and len(source) >= size)  # pyright: ignore[reportArgumentType]
         return StreamExamples(loader, what, n_inputs)
-    if isinstance(source, Iterable) and not isinstance(source, (tuple, list, Tensor, Iterator)):
+    if isinstance(source, IterableDataset):  # of examples, as torch means it
+        source = DataLoader(source, batch_size=config.batch_size_for(None))
+    batches = isinstance(source, list) and bool(source) and all(isinstance(batch, (tuple, list)) and len(batch) > 1 for batch in source)
+    if batches or (isinstance(source, Iterable) and not isinstance(source, (tuple, list, dict, str, bytes, Tensor, Iterator))):
         return StreamExamples(source, what, n_inputs)
-    hint = ""
-    if isinstance(source, Iterator):
-        hint = " An iterator can be read only once; pass what it iterates over."
-    elif isinstance(source, (tuple, list)) and len(source) > 2 and all(isinstance(part, Tensor) for part in source):
-        hint = f" It holds {len(source)} tensors: write several inputs as ((a, b), y)."
     raise DataError(
-        f"cannot use the {what}: expected (x, y) tensors, a Dataset or a DataLoader of (x, y), found {type(source).__name__}.{hint}"
+        f"cannot use the {what}: expected (x, y) tensors, a Dataset or a DataLoader of (x, y), found {_found(source)}.{_hint(source)}"
     )
+
+
+def _found(x: Any) -> str:
+    """Name what was given in place of data: "tuple (ndarray, Tensor)"."""
+    name = type(x).__name__
+    if not isinstance(x, (tuple, list)) or not x:
+        return name
+    return f"{name} ({', '.join(type(part).__name__ for part in x[:4])}{', ...' if len(x) > 4 else ''})"
+
+
+def _hint(x: Any) -> str:
+    """Say what to do with what was given in place of data, where that can be guessed."""
+    if isinstance(x, Iterator):
+        return " An iterator can be read only once; pass what it iterates over."
+    if isinstance(x, dict):
+        return " Give a DataLoader a collate_fn that returns ((a, b), y): inputs are told apart by their order."
+    if isinstance(x, (tuple, list)) and len(x) > 2 and all(isinstance(part, Tensor) for part in x):
+        return f" It holds {len(x)} tensors: write several inputs as ((a, b), y)."
+    if isinstance(x, (tuple, list)) and len(x) == 2:
+        labels = x[1]
+        if any(isinstance(label, str) for label in (labels if isinstance(labels, (list, tuple)) else [])[:1]):
+            return " Number the classes from 0: y = torch.as_tensor([names.index(label) for label in labels])."
+        return " Convert both with torch.as_tensor."
+    return ""
 
 
 def in_memory(source: Examples, what: str) -> TensorExamples:
@@ -189,6 +221,7 @@ def check(source: Examples, what: str, forms: Forms) -> None:
             raise DataError(f"{doing}: expected examples of shape {form.shape} as in the example input, found {found}{where}.")
         if x.dtype != form.dtype:
             raise DataError(f"{doing}: expected {form.dtype} as in the example input, found {x.dtype}{where}. Convert {name}.")
+    check_lengths(forms, source.x, doing)
     if y.dim() != 1 or len(y) != n:
         raise DataError(f"{doing}: expected one label for each of {n} examples, found labels of shape {tuple(y.shape)}.")
     _check_labels_are_whole(y, what)
@@ -271,6 +304,8 @@ def open_data(
             whole = in_memory(whole, what)
         held_out = in_memory(examples(validation, what_held_out, config, n_inputs=len(forms)), what_held_out)
         sample = _sample(whole, generator, what)
+        if isinstance(whole, StreamExamples) and whole.n_batches is None:  # the course of the learning rate needs to know
+            whole = replace(whole, counted=sum(1 for _ in whole.batches(0, generator)))
     for part, text in ((whole, what), (held_out, what_held_out), (sample, what)):
         check(part, text, forms)
     known = [part for part in (whole, held_out, sample) if isinstance(part, TensorExamples)]

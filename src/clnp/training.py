@@ -108,10 +108,10 @@ def make_schedule(optimizer: torch.optim.Optimizer, config: LearnConfig, lr: flo
 
 
 def steps_per_epoch(train: Examples, batch_size: int) -> int:
-    """Return how many batches an epoch has; 1000 are assumed of a loader that cannot tell."""
+    """Return how many batches an epoch has; 1000 are assumed where nobody has counted them."""
     if isinstance(train, TensorExamples):
         return max(len(train) // batch_size, 1)
-    return len(train.loader) if hasattr(train.loader, "__len__") else 1000  # pyright: ignore[reportArgumentType]
+    return 1000 if train.n_batches is None else train.n_batches
 
 
 def kept_values(network: SplitNetwork, data: Examples, limit: int, device: torch.device) -> tuple[Tensor, ...] | None:

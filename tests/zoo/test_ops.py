@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import pickle
 import random
 import re
 import warnings
@@ -211,6 +212,9 @@ def check_narrowed(case, model, wiring):
                 found = network(x.clone())
             assert found.shape == expected.shape
             assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+        if not seed:
+            with torch.no_grad():
+                assert torch.equal(pickle.loads(pickle.dumps(network))(x.clone()), found)
 
 
 @pytest.mark.parametrize("name", sampled(MERGED))

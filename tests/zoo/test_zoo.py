@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import pickle
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from zoo_table import PAGE, row
 from zoo_tasks import accuracy, cut, tasks_for
 
 import clnp
+from clnp.inputs import parts
 from clnp.narrow import narrow
 from clnp.wiring import trace
 from small import sampled
@@ -284,6 +286,8 @@ def test_copies_and_files_keep_every_bit(name, tmp_path):
     entry, (learner, _, logits) = ZOO[name], learned(name)
     x = mixed_batch(entry)
     assert_same(logits, logits_of(copy.deepcopy(learner), x))
+    with torch.no_grad():
+        assert_same(logits, {name: pickle.loads(pickle.dumps(learner.predictor(name)))(*parts(x)) for name in learner.tasks})
     learner.save(tmp_path / "model")
     assert_same(logits, logits_of(clnp.Learner.load(tmp_path / "model", network(entry, seed=7)), x))
 

@@ -153,10 +153,11 @@ class _Conversion:
         return Graph(tuple(nodes), frozenset(canonical[name] for name, _ in self.model.named_parameters()), made)
 
     def _learn_symbols(self, raw: Any) -> None:
-        """Remember which size of which input a symbol stands for."""
+        """Remember which size of which input a symbol stands for; all inputs have as many examples, whether or not the code says so."""
         for dim, size in enumerate(raw.meta["val"].shape):
             if not isinstance(size, int):
-                self.symbols.setdefault(str(size), Size("input", (raw.name, dim), int(size.node.hint)))
+                batch = self.nodes[0].sizes[0] if self.nodes and dim == 0 else None
+                self.symbols.setdefault(str(size), batch or Size("input", (raw.name, dim), int(size.node.hint)))
 
     def _convert(self, graph: Any, module: Any) -> None:
         """Convert the calls of a graph, and of graphs inside it that only switch gradients off."""
@@ -391,5 +392,5 @@ def _check_batch(nodes: list[Node]) -> None:
         raise WiringError(
             f"cannot capture the network: its batch size is hard-coded, or its output has no row per example "
             f"(traced with a batch of {(inputs[0].shape or (0,))[0]}: input {inputs[0].shape}, output {output.shape} at {output.place}). "
-            f"Use x.shape[0] or -1 where the code has a fixed batch size."
+            f"Use x.shape[0] or -1 where the code has a fixed batch size; len(x) is one, too."
         )

@@ -90,8 +90,13 @@ def copied(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model)
 
 
-def without_head(model: nn.Module, path: str, example: Inputs) -> tuple[nn.Module, nn.Linear]:
+def without_head(model: nn.Module, path: str, example: Inputs | None) -> tuple[nn.Module, nn.Linear]:
     """Return a copy of a network whose linear layer at `path` passes its input on, and that layer.
+
+    Args:
+        model: left as it was.
+        path: of the layer.
+        example: a batch, on which it is tried that nothing follows the layer; None: it was tried before.
 
     Raises:
         WiringError: there is no such layer, it is not linear, or something follows it on an example batch (B, ...).
@@ -108,6 +113,8 @@ def without_head(model: nn.Module, path: str, example: Inputs) -> tuple[nn.Modul
         raise WiringError(
             f"cannot use '{path}' as the head: no such layer. The linear layers are: {', '.join(known) or '(none)'}."
         ) from None
+    if example is None:
+        return trunk, layer
     whole, headless = copied(model).eval(), copied(trunk).eval()
     with torch.no_grad():
         try:

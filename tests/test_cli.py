@@ -18,6 +18,7 @@ from rich.console import Console
 
 import clnp as package
 from clnp import cli, console, experiment, locks, rundir
+from clnp.methods import METHODS
 from clnp.report import read_run
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent / "src"), "COLUMNS": "120"}
@@ -206,6 +207,54 @@ def test_mistakes_are_told_in_words(clnp, arguments, code, words):
     assert "Traceback" not in err
     if not err.startswith("Usage"):
         assert len(err.strip().splitlines()) == 1
+
+
+def test_a_run_that_failed_at_once_says_so_and_makes_room_for_the_corrected_command(clnp, tmp_path):
+    command = ("run", "digits", *FAST, "--out", "run")
+    code, _, err = clnp(*command, "--set", "lr=1e30")
+    assert code == 1
+    assert "the loss became NaN or infinite" in err
+    code, out, _ = clnp("status", "run")
+    assert code == 0
+    assert re.search(r"^failed: learning task 'digits-0' was abandoned in epoch 1", out, re.MULTILINE)
+    assert "to continue" not in out
+    assert clnp("report", "run")[0] == 0
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "This run failed." in page
+    assert "It is still running" not in page
+    assert clnp(*command)[0] == 0
+    run = read_run("run")
+    assert run.finished
+    assert run.failed is None
+    code, _, err = clnp(*command, "--set", "lr=1e30")  # now something would be lost
+    assert code == 1
+    assert "it holds the run of another configuration: learn.lr" in err
+    assert read_run("run").finished
+
+
+def test_a_run_that_failed_in_a_later_task_keeps_what_it_learned(clnp, monkeypatch):
+    command = ("run", "digits", *FAST, "--out", "run")
+    learn = METHODS["clnp"].learn
+
+    def second_fails(self, name, *rest):
+        if name == "digits-1":
+            raise package.TrainingError("the loss became NaN")
+        return learn(self, name, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(METHODS["clnp"], "learn", second_fails)
+        assert clnp(*command)[0] == 1
+    assert read_run("run").failed == "the loss became NaN"
+    assert clnp(*command, "--set", "lr=0.1")[0] == 1  # a task is learned there
+    assert clnp(*command)[0] == 0
+    assert read_run("run").failed is None
+
+
+def test_a_pool_of_groups_that_are_not_there_leaves_no_directory(clnp, tmp_path):
+    code, _, err = clnp("run", "digits", *FAST, "--set", 'pool={"zz": 3, "*": 4}', "--out", "run")
+    assert code == 2
+    assert "clnp: cannot run with this pool: 'zz' matches none of the groups hidden1, hidden2" in err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_of_another_configuration_is_a_failure_that_names_the_difference(clnp, finished):

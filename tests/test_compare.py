@@ -78,6 +78,7 @@ def test_other_settings_make_another_row_and_are_said(runs):
     found = compare(of(runs, "finetune-0", "slow"))
     assert sorted(row.label for row in found.rows) == ["finetune lr=0.002", "finetune lr=1e-05"]
     assert found.differing == {"lr": ("0.002", "1e-05")}
+    assert compare(of(runs, "slow", "finetune-0")).differing == {"lr": ("1e-05", "0.002")}, "in the order of the runs"
 
 
 def test_what_cannot_be_compared_is_refused(runs, tmp_path):

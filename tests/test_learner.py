@@ -283,6 +283,51 @@ def test_a_margin_that_the_validation_set_cannot_resolve_is_said_to_be_so():
     assert not any("finer" in n for m in (0.0, 0.02) for n in learn(new(), margin=m).notices)
 
 
+def test_a_task_that_learned_nothing_is_said_to_be_so():
+    (x, y), _ = data()
+    rare = torch.zeros_like(y)
+    rare[0] = 1  # always naming class 0 is right but for one
+    found = learn(new(), train=(x, rare), validation=(x, rare), epochs=1, finetune_epochs=0).notices
+    assert any(
+        re.match(rf"nothing was learned that accuracy shows: before pruning \d+ of {len(y)} .* and {len(y) - 1} would", n) for n in found
+    )
+    assert not any("nothing was learned" in notice for notice in learn(new(), epochs=20, lr=0.05).notices)
+
+
+def test_a_training_of_few_steps_is_said_to_be_so():
+    found = learn(new(), epochs=3, batch_size=60).notices
+    n = len(data()[0][1]) // 60
+    assert any(f"the whole pool is trained for {3 * n} steps only (3 epochs of {n})" in notice for notice in found)
+    assert not any("steps only" in notice for notice in learn(new(), epochs=100, batch_size=60, finetune_epochs=0).notices)
+
+
+def test_a_class_without_training_examples_is_said_to_be_there():
+    (x, y), _ = data()
+    found = learn(new(), train=(x[y != 1], y[y != 1]), n_classes=5).notices
+    assert "no training example has label 1, 3, 4; the task has 5 classes." in found
+    assert not any("no training example" in notice for notice in learn(new()).notices)
+
+
+def test_what_is_no_network_no_setting_and_no_number_is_refused():
+    x = torch.zeros(2, 12)
+    with pytest.raises(clnp.WiringError, match=r"expected an nn.Module, found the class Linear\. Make one of it: Net\(\)"):
+        clnp.Learner(nn.Linear, x)
+    with pytest.raises(clnp.WiringError, match=r"expected an nn.Module, found list\. Put layers into nn.Sequential"):
+        clnp.Learner([nn.Linear(12, 4)], x)
+    with pytest.raises(clnp.WiringError, match=r"expected an nn\.Module, found the class Linear"):
+        clnp.Learner(nn.Linear, x, head="fc")
+    learner = new()
+    before = snapshot(learner)
+    with pytest.raises(clnp.ConfigError, match=r"expected a clnp.LearnConfig, found dict\. Write LearnConfig\(\*\*settings\)"):
+        learner.learn("a", *data(), config={"epochs": 1})
+    for n_classes in ("2", 2.0, [0, 1], True):
+        with pytest.raises(clnp.DataError, match=re.escape(f"expected a whole number as n_classes, found {n_classes!r}")):
+            learn(learner, n_classes=n_classes)
+    with pytest.raises(clnp.WiringError, match=r"cannot widen by 8: expected units for each group, {'2': 8}"):
+        clnp.widen(learner, 8)
+    assert_unchanged(learner, before)
+
+
 # ---- predictors
 
 

@@ -239,6 +239,8 @@ def status(directory: Annotated[Path, typer.Argument(help="A run directory.")]) 
         at = run.progress
         where = f", {at.task}: {at.phase}" + (f" epoch {at.epoch}/{at.epochs}" if at.epoch else "") if at else ""
         typer.echo(f"running (process {locks.holder(directory)}{where})")
+    elif run.failed is not None:
+        typer.echo(f"failed: {run.failed}")
     else:
         typer.echo(f"stopped; to continue: {run.command}" if run.command else "stopped before it began; give its command again")
 

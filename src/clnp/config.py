@@ -142,3 +142,15 @@ class LearnConfig(BaseModel):
     def total_epochs(self) -> int:
         """Epochs one task takes at most: what a comparison at equal epochs must grant the others."""
         return self.epochs + self.rounds * self.finetune_epochs
+
+
+def given(config: LearnConfig | None) -> LearnConfig:
+    """Return the settings that a caller gave, or the defaults.
+
+    Raises:
+        ConfigError: it gave something else, a dictionary say.
+    """
+    if config is not None and not isinstance(config, LearnConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
+        hint = " Write LearnConfig(**settings)." if isinstance(config, dict) else ""
+        raise ConfigError(f"cannot learn with these settings: expected a clnp.LearnConfig, found {type(config).__name__}.{hint}")
+    return config or LearnConfig()

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from clnp import __version__, metrics, rundir, seeds, stopping, training, work
 from clnp.benchmarks import BENCHMARKS
 from clnp.config import LearnConfig
-from clnp.errors import CapacityError, ConfigError, StoreError
+from clnp.errors import CapacityError, ConfigError, DataError, StoreError, TrainingError
 from clnp.inputs import Inputs, cut, parts
 from clnp.locks import locked
 from clnp.methods import METHODS
@@ -282,7 +282,11 @@ def _learn(
         # Epochs are part of the record; the finer phases only move the display.
         (record if event["event"] in {"epoch", "task_resumed"} else progress)(event)
 
-    result = method.learn(task.name, train, validation, task.n_classes, follow, work_directory)
+    try:
+        result = method.learn(task.name, train, validation, task.n_classes, follow, work_directory)
+    except (ConfigError, DataError, TrainingError) as error:  # what stopped it stands in the run, for `clnp status` and the report
+        record({"event": "failed", "task": task.name, "index": index, "message": str(error)})
+        raise
     here = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
     times = {name: earlier[name] + here[name] for name in here}
     return record({"event": "task_learned", "task": task.name, "index": index, **result, **times})

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from clnp.allocation import FREE, Allocation
 from clnp.emit import positions, with_everyone
+from clnp.errors import TaskError
 from clnp.split import Head
 
 if TYPE_CHECKING:
@@ -85,3 +86,26 @@ def _shared_columns(records: Sequence[TaskRecord], like: Tensor) -> Tensor:
             n = min(len(like), record.n_classes)
             total[:n] += record.weight[:n]
     return total
+
+
+def original(head: tuple[Tensor, Tensor] | None, path: str | None, tasks: Sequence[str], doing: str) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of the head that a network came with, of which the whole network can be adopted.
+
+    Args:
+        head: the two, if the network is still as it came.
+        path: of the layer, None of a learner that was made without.
+        tasks: that are learned.
+        doing: "cannot adopt 'a'", for the message.
+
+    Raises:
+        TaskError: the network has no head, is no longer as it came, or has learned a task.
+    """
+    if tasks:
+        raise TaskError(f"{doing}: adopting comes first, but task '{tasks[0]}' is learned already.")
+    if head is not None:
+        return head
+    if path is None:
+        raise TaskError(f"{doing}: the network's own head is needed. Make the learner with head='path.of.the.layer'.")
+    raise TaskError(
+        f"{doing}: the network is no longer as it was given, since a task was undone or it was widened. Make a new learner of it."
+    )

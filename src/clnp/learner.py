@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from clnp import heads, seeds
 from clnp.allocation import Allocation
 from clnp.commit import commit_
-from clnp.config import LearnConfig
+from clnp.config import LearnConfig, given
 from clnp.describe import zeros
 from clnp.errors import DataError, TaskError, WiringError, first_line
 from clnp.export import ExportResult, Format, export
@@ -252,7 +252,7 @@ class Learner:
             TrainingError: the loss became NaN or infinite.
             Whatever is raised, the learner is as it was before.
         """
-        config = config or LearnConfig()
+        config = given(config)
         start, kept = time.perf_counter(), Work(work, progress)
         with threads(config.threads), kept:
             trial = self._open(name, train, validation, n_classes, config, progress)
@@ -288,13 +288,9 @@ class Learner:
         Raises:
             TaskError: a task is learned already, or the learner has no head to adopt.
         """
-        config = config or LearnConfig()
-        if self._original_head is None:
-            raise TaskError(f"cannot adopt '{name}': the network's own head is needed. Make the learner with head='path.of.the.layer'.")
-        if self.tasks:
-            raise TaskError(f"cannot adopt '{name}': adopting comes first, but task '{self.tasks[0]}' is learned already.")
+        config = given(config)
+        weight, bias = heads.original(self._original_head, self._head_path, self.tasks, f"cannot adopt '{name}'")
         start = time.perf_counter()
-        weight, bias = self._original_head
         with threads(config.threads):
             trial = self._open(name, train, validation, len(bias), config, progress)
             trial.head = Head(weight.clone().to(config.device), bias.clone().to(config.device), config.head == "single")

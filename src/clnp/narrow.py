@@ -20,7 +20,7 @@ from clnp.wiring import Wiring, mode, noisy
 from clnp.wiring.graph import CONSTANT, INPUT, OUTPUT, references
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 
 def narrow(
@@ -171,7 +171,7 @@ def free_sizes(wiring: Wiring, state: Mapping[str, Tensor], *examples: Inputs) -
             for a network that reads lengths of sequences, say), what the capture left open is free.
     """
     network = narrow(wiring, state, torch.ones(wiring.n_units, dtype=torch.bool))
-    x = next((found for found in (parts(noisy(example, 1)) for example in examples) if _runs(network, found)), None)
+    x = readable(network, examples, 1)
     sizes = [node.sizes[1:] for node in wiring.graph.inputs]
     lengths = list(dict.fromkeys(size for found in sizes for size in found if size is not None))
     free: list[Any] = [None]  # a length's place is its number
@@ -180,6 +180,11 @@ def free_sizes(wiring: Wiring, state: Mapping[str, Tensor], *examples: Inputs) -
         if x is None or any(_runs(network, other) for other in _resized(x, tied)):
             free.append(length)
     return [tuple(free.index(size) if size in free else 0 for size in found) for found in sizes]
+
+
+def readable(network: nn.Module, examples: Iterable[Inputs], n: int = 3) -> tuple[Tensor, ...] | None:
+    """Return n examples like the first of some that a network can read, with noise; None where it can read none."""
+    return next((x for x in (parts(noisy(example, n)) for example in examples) if _runs(network, x)), None)
 
 
 def _resized(x: Sequence[Tensor], tied: Sequence[tuple[int, int]]) -> list[list[Tensor]]:
@@ -213,4 +218,4 @@ def joined(output: Any) -> Tensor:
     return leaves[0] if len(leaves) == 1 else torch.cat(leaves, 1)
 
 
-__all__ = ["check_narrowing", "joined", "moved_labels", "narrow", "positions", "present", "take", "with_everyone"]
+__all__ = ["check_narrowing", "joined", "moved_labels", "narrow", "positions", "present", "readable", "take", "with_everyone"]

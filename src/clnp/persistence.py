@@ -21,6 +21,7 @@ from clnp.split import forget_
 from clnp.wider import widen_
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from os import PathLike
 
     from torch import nn
@@ -73,7 +74,7 @@ def as_stored(learner: Learner, record: TaskRecord) -> TaskRecord:
 
 
 def load(learner: Learner, directory: str | PathLike[str], model: nn.Module) -> Learner:
-    """Fill an empty learner with what a directory holds, and return it, see `Learner.load`.
+    """Fill a learner that is not made yet with what a directory holds, and return it, see `Learner.load`.
 
     The network was checked when it was new, and the graph's hash tells that it is the same. It is not run: examples are not stored,
     and what is made up in their place it may be unable to read, lengths of 0 or a mask that leaves nothing.
@@ -82,8 +83,14 @@ def load(learner: Learner, directory: str | PathLike[str], model: nn.Module) -> 
     example = description.example()
     learner._capture(model, example, description.head, description.seed, None, made_up=True)
     learner._see_forms(example, each(example, torch.ones_like))
+    load_(learner, directory, description, ledger.widened)
+    return learner
+
+
+def load_(learner: Learner, directory: str | PathLike[str], description: Description, widened: Sequence[Mapping[str, int]]) -> None:
+    """Put what a directory holds into a learner that has learned nothing, of the same network."""
     store.check_network(directory, learner.wiring, learner._graph, description, description.groups)
-    for more in ledger.widened:
+    for more in widened:
         try:
             widen_(learner, more)
         except (RuntimeError, MemoryError) as error:
@@ -101,4 +108,3 @@ def load(learner: Learner, directory: str | PathLike[str], model: nn.Module) -> 
             raise DamageError(f"cannot load '{directory}': the head of task '{task}' does not fit the network.")
         weight[:, columns] = record.weight
         learner._records[task] = replace(record, weight=weight)
-    return learner

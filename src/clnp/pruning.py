@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from clnp import advice
 from clnp.errors import TrainingError
 from clnp.importance import CRITERIA, WITH_GRADIENTS
 from clnp.isolation import closure, norm_parts, severed
@@ -15,7 +16,16 @@ from clnp.measuring import activities
 from clnp.narrow import reaches
 from clnp.selection import Keep, allowed_loss, select
 from clnp.split import Head, SplitNetwork, split
-from clnp.training import ESTIMATE_EXAMPLES, estimate_norms_, fit, hardest, kept_values, n_correct, n_correct_and_finite, narrow_kept
+from clnp.training import (
+    ESTIMATE_EXAMPLES,
+    estimate_norms_,
+    fit,
+    hardest,
+    kept_values,
+    n_correct,
+    n_correct_and_finite,
+    narrow_kept,
+)
 from clnp.work import Work, fingerprint
 
 if TYPE_CHECKING:
@@ -67,13 +77,9 @@ class Trial:
     whole_kept: dict[str, tuple[Tensor, ...] | None] = field(default_factory=dict[str, "tuple[Tensor, ...] | None"])
 
     def __post_init__(self) -> None:
-        """Say so when the margin is finer than the evidence."""
-        n = len(self.data.validation)
-        if 0 < self.config.margin < 1 / n:
-            self.notices.append(
-                f"the margin {self.config.margin:g} is finer than one of {n} validation examples ({1 / n:.2g}): "
-                f"no example may be lost. Give more validation data or a larger margin."
-            )
+        """Note what can be said before training."""
+        found = advice.fine_margin(self.config.margin, len(self.data.validation)), advice.missing_classes(self.data)
+        self.notices += [notice for notice in found if notice]
 
     @property
     def device(self) -> torch.device:
@@ -128,6 +134,9 @@ class Trial:
     def fit(self, network: SplitNetwork, phase: str, number: int) -> None:
         """Train a network on the task's data: the whole pool first, survivors later."""
         config, first = self.config, phase == "train"
+        notice = advice.few_steps(config, self.data.train) if first else None
+        if notice:
+            self.notices.append(notice)
         # Cut once, not in every epoch.
         kept_validation = self.kept(network, "validation") if config.patience else None
         fit(
@@ -200,7 +209,9 @@ def set_bar(trial: Trial, network: SplitNetwork) -> Bar:
             f"learning task '{trial.task}' was abandoned: the trained network answers NaN or infinity on validation data. "
             f"Earlier tasks are untouched. Look for extreme values in the data, and scale them."
         )
-    margin = trial.config.margin
+    margin, notice = trial.config.margin, advice.nothing_learned(correct, trial.data.validation.y)
+    if notice:
+        trial.notices.append(notice)
     return Bar(
         correct,
         allowed_loss(margin, len(trial.data.validation)),

@@ -38,7 +38,7 @@ def room(
         CapacityError: no group has a free unit (and reuse alone was not asked for), or some group would be empty.
     """
     claimed = _claimed(wiring, allocation, config, private)
-    _pools_fit(wiring, name, config)
+    check_pool(wiring, config, f"cannot learn task '{name}'")
     pool = wiring.join({group.name: _pool(allocation, group.name, config) for group in wiring.groups})
     # What all units read is always there: free for the first task to learn, claimed for the others to read.
     owner = wiring.join(allocation.owner)
@@ -51,7 +51,7 @@ def room(
     if len(full) == len(groups) and not reuse_alone:
         raise CapacityError(
             f"cannot learn task '{name}': layer '{first.name}' has 0 of {first.n_units} units free, and so have all other groups. "
-            f"Undo a task, raise the margin of the next, or widen the network (clnp widen, clnp.widen). "
+            f"Widen the network (clnp widen, clnp.widen), or undo the newest task and learn it again with a larger margin. "
             f"A head on reused units alone is possible with pool=0."
         )
     if reuse_alone and not allocation.tasks:
@@ -82,8 +82,17 @@ def _claimed(wiring: Wiring, allocation: Allocation, config: LearnConfig, privat
     return visible & config.reuse
 
 
-def _pools_fit(wiring: Wiring, name: str, config: LearnConfig) -> None:
-    """Refuse sizes by group that forget a group, or name one that is not there."""
+def check_pool(wiring: Wiring, config: LearnConfig, doing: str) -> None:
+    """Refuse sizes by group that forget a group, or name one that is not there.
+
+    Args:
+        wiring: of the network.
+        config: its pool.
+        doing: "cannot learn task 'a'", for the message.
+
+    Raises:
+        ConfigError: one that the pool forgets, or that is not there.
+    """
     if not isinstance(config.pool, dict):
         return
     groups = [group.name for group in wiring.groups if not group.shared]
@@ -91,9 +100,7 @@ def _pools_fit(wiring: Wiring, name: str, config: LearnConfig) -> None:
     bare = [group for group in groups if config.pool_of(group) is None]
     if idle or bare:
         found = f"'{idle[0]}' matches none of the groups" if idle else f"no size is given for '{bare[0]}', one of the groups"
-        raise ConfigError(
-            f"cannot learn task '{name}' with this pool: {found} {', '.join(groups)}. Name each, or use patterns: '*' matches what is left."
-        )
+        raise ConfigError(f"{doing} with this pool: {found} {', '.join(groups)}. Name each, or use patterns: '*' matches what is left.")
 
 
 def _pool(allocation: Allocation, group: str, config: LearnConfig) -> Tensor:

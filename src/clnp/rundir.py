@@ -81,19 +81,30 @@ def claim(run: Path, config: Mapping[str, Any], defaults: Mapping[str, Any] | No
     if (run / CONFIG).is_file():
         there, here = _flat(defaults or {}) | _flat(read_config(run)), _flat(config)
         different = [key for key in sorted({*there, *here}) if there.get(key) != here.get(key)]
-        if different:
+        if not different:
+            return
+        if not _came_to_nothing(run):
             listed = ", ".join(f"{key} ({there.get(key)!r} there, {here.get(key)!r} here)" for key in different)
             raise StoreError(
                 f"cannot run in '{run}': it holds the run of another configuration: {listed}. Choose another directory with --out."
             )
-        return
-    # Hidden files are ours, or nobody's; a crash may have left a half-written configuration. Anything else is somebody's.
-    foreign = sorted(entry.name for entry in run.iterdir() if not entry.name.startswith(".") and entry.name != CONFIG + ".new")
-    if foreign:
-        raise StoreError(
-            f"cannot run in '{run}': expected a new, an empty or a run directory, found '{foreign[0]}'. Choose another with --out."
-        )
+        (run / EVENTS).unlink(missing_ok=True)
+    else:
+        # Hidden files are ours, or nobody's; a crash may have left a half-written configuration. Anything else is somebody's.
+        foreign = sorted(entry.name for entry in run.iterdir() if not entry.name.startswith(".") and entry.name != CONFIG + ".new")
+        if foreign:
+            raise StoreError(
+                f"cannot run in '{run}': expected a new, an empty or a run directory, found '{foreign[0]}'. Choose another with --out."
+            )
     write_atomic(run / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
+
+
+def _came_to_nothing(run: Path) -> bool:
+    """Tell whether nothing is lost if a run of another configuration takes the directory: the first task was given up, or never begun."""
+    if (run / MODEL).exists():
+        return False
+    events = read_events(run)
+    return events[-1].get("event") == "failed" if events else not (run / WORK).exists()
 
 
 def _flat(config: Mapping[str, Any]) -> Json:

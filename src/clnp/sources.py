@@ -246,8 +246,10 @@ def check_n_classes(name: str, n_classes: int) -> None:
     """Check that a task has classes to tell apart.
 
     Raises:
-        DataError: it has fewer than two.
+        DataError: it has fewer than two, or their number is none.
     """
+    if not isinstance(n_classes, int) or isinstance(n_classes, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise DataError(f"cannot learn task '{name}': expected a whole number as n_classes, found {n_classes!r}.")
     if n_classes < 2:
         raise DataError(f"cannot learn task '{name}': a classifier needs at least two classes, found {n_classes}.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +11,12 @@ import torch
 
 from clnp.describe import zeros
 from clnp.errors import WiringError
-from clnp.inputs import Inputs, parts
-from clnp.narrow import narrow
+from clnp.inputs import Inputs, each, parts
+from clnp.narrow import narrow, readable
 from clnp.widening import Widening
 from clnp.wiring import noisy
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from clnp.learner import Learner
 
 
@@ -39,6 +38,8 @@ def widen(learner: Learner, more: Mapping[str, int]) -> Learner:
     >>> widen(learner, {"0": 8}).capacity()["0"].free, learner.capacity()["0"].free
     (24, 16)
     """
+    if not isinstance(more, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise WiringError(f"cannot widen by {more!r}: expected units for each group, {{'{learner.wiring.groups[0].name}': 8}}.")
     wider = copy.deepcopy(learner)
     widen_(wider, more)
     _check(learner, wider, more)
@@ -65,7 +66,10 @@ def widen_(learner: Any, more: Mapping[str, int]) -> None:
 
 def _check(learner: Learner, wider: Learner, more: Mapping[str, int]) -> None:
     """Check that the whole wider network runs, and that every predictor is the one that it was."""
-    x: Inputs = noisy(zeros(wider._forms), 3)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    none = zeros(learner._forms)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    before = narrow(learner.wiring, learner._state, torch.ones(learner.wiring.n_units, dtype=torch.bool))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    inputs = readable(before, (none, each(none, torch.ones_like), learner.probe)) or parts(noisy(none, 3))
+    x: Inputs = inputs if len(inputs) > 1 else inputs[0]
     what = ", ".join(f"{group} by {n}" for group, n in more.items())
     failure = f"cannot widen {what}: the network's code fixes a size that these units would change. Widen another group."
     try:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from clnp.describe import is_there
 from clnp.learner import Learner
+from clnp.room import check_pool
 from clnp.training import check_device
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Clnp:
         check_device(config.device)
         self.make_trunk, self.config = make_trunk, config
         self.learner = Learner(make_trunk(), example, seed=seed)
+        check_pool(self.learner.wiring, config, "cannot run")  # before a run writes anything
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -110,7 +110,7 @@ def compare(directories: Sequence[Path]) -> Comparison:
                 )
     settings = [_settings(run) for run in runs]
     differing = {
-        key: tuple(sorted({str(each.get(key)) for each in settings}))
+        key: tuple(dict.fromkeys(str(each.get(key)) for each in settings))
         for key in sorted(set().union(*settings))
         if len({str(e.get(key)) for e in settings}) > 1
     }

@@ -151,6 +151,8 @@ class Log:
     undone: dict[str, bool] = field(default_factory=dict[str, bool])
     """Names of tasks that were undone; whether their files were deleted."""
     progress: Progress | None = None
+    failed: str | None = None
+    """Why the last task was given up, unless it was tried again."""
     n_resumed: int = 0
     first_time: float | None = None
     last_time: float | None = None
@@ -241,7 +243,7 @@ def _apply_(log: Log, event: dict[str, Any] | None) -> bool:
 def _resume_(log: Log, index: object) -> None:
     """Forget what the resumed run does again: a task whose event was written, but not its model, is learned a second time."""
     log.n_resumed += 1
-    log.progress = None
+    log.progress = log.failed = None
     if isinstance(index, int):
         log.learned = {i: record for i, record in log.learned.items() if i < index}
         log.evaluated = {i: record for i, record in log.evaluated.items() if i < index}
@@ -258,6 +260,8 @@ def _apply_event_(log: Log, event: dict[str, Any]) -> None:
             log.progress = None
         case "epoch" | "phase" | "task_resumed":
             log.progress = Progress.model_validate(event)
+        case "failed":
+            log.failed, log.progress = str(event.get("message", "")), None
         case "task_learned":
             learned = Learned.model_validate(event)
             log.learned[learned.index] = learned

@@ -62,7 +62,7 @@ class Run:
     `matrix[t][j]` is the test accuracy of task j after task t, None where it was not measured. `groups` is empty for methods without units (`claims_units`
     is False) and before the first event (it is None).
     A run that is not `finished` is still running or was stopped: its directory cannot tell which; `progress` is what it did last, and
-    `forecast` and `n_parameters` are not known yet.
+    `forecast` and `n_parameters` are not known yet. `failed` says why it gave up its last task, if it did.
     """
 
     directory: Path
@@ -83,6 +83,7 @@ class Run:
     forecast: ForecastSummary | None
     n_parameters: int | None
     progress: Progress | None
+    failed: str | None
     first_time: float | None
     last_time: float | None
     n_resumed: int
@@ -229,6 +230,7 @@ def _finished(directory: Path, started: Started, summary: Summary, log: Log, con
         forecast=summary.forecast,
         n_parameters=summary.n_parameters,
         progress=None,
+        failed=None,
         first_time=log.first_time,
         last_time=log.last_time,
         n_resumed=log.n_resumed,
@@ -270,6 +272,7 @@ def _unfinished(directory: Path, started: Started, log: Log, config: Mapping[str
         forecast=None,
         n_parameters=None,
         progress=log.progress,
+        failed=log.failed,
         first_time=log.first_time,
         last_time=log.last_time,
         n_resumed=log.n_resumed,

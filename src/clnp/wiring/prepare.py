@@ -90,6 +90,20 @@ def copied(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model)
 
 
+def check_module(model: object) -> None:
+    """Check that what was given as a network is one.
+
+    Raises:
+        WiringError: it is a class, a list of layers, ...
+    """
+    if not isinstance(model, nn.Module):
+        what = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        hint = (
+            " Make one of it: Net()." if isinstance(model, type) else " Put layers into nn.Sequential." if isinstance(model, list) else ""
+        )
+        raise WiringError(f"cannot use this as a network: expected an nn.Module, found {what}.{hint}")
+
+
 def without_head(model: nn.Module, path: str, example: Inputs | None) -> tuple[nn.Module, nn.Linear]:
     """Return a copy of a network whose linear layer at `path` passes its input on, and that layer.
 
@@ -101,6 +115,7 @@ def without_head(model: nn.Module, path: str, example: Inputs | None) -> tuple[n
     Raises:
         WiringError: there is no such layer, it is not linear, or something follows it on an example batch (B, ...).
     """
+    check_module(model)
     trunk = copied(model)
     parent, _, last = path.rpartition(".")
     try:

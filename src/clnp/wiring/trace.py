@@ -15,7 +15,7 @@ from clnp.inputs import parts
 from clnp.wiring.capture import capture
 from clnp.wiring.labels import varying
 from clnp.wiring.patterns import with_norms
-from clnp.wiring.prepare import copied, mode
+from clnp.wiring.prepare import check_module, copied, mode
 from clnp.wiring.rules import Value
 from clnp.wiring.rules.base import refusal
 from clnp.wiring.settle import settle
@@ -45,6 +45,7 @@ def trace(model: nn.Module, example: Inputs) -> Wiring:
       2: 2 units
     heads read 2 features
     """
+    check_module(model)
     normed = weight_norms(model)
     model = folded(model, example)
     graph = with_norms(capture(model, example))

@@ -8,6 +8,7 @@ import io
 import pickle
 import re
 from collections import OrderedDict
+from functools import partial
 
 import pytest
 import torch
@@ -226,6 +227,70 @@ def test_sizes_by_group_name_groups_that_are_there_and_all_of_them(pool, message
     with pytest.raises(clnp.ConfigError, match=message):
         learn(learner, "a", pool=pool)
     assert not learner.tasks
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale, self.deep = nn.Parameter(torch.ones(10)), nn.Linear(10, 12)
+
+    def forward(self, x):
+        return torch.relu(self.deep(x * self.scale))
+
+
+@pytest.mark.parametrize("first", [nn.BatchNorm1d, partial(nn.BatchNorm1d, affine=False), nn.LayerNorm, None])
+def test_a_norm_or_scale_of_the_input_hides_no_column_from_a_task(first, nothing_pruned):
+    model = Scaled() if first is None else nn.Sequential(OrderedDict(scale=first(10), deep=nn.Linear(10, 12), relu=nn.ReLU()))
+    learner = clnp.Learner(model, torch.zeros(2, 10))
+    x = torch.randn(60, 10, generator=torch.Generator().manual_seed(0))
+    given, config = ((x, (x[:, 0] > 0).long()),) * 2, {"epochs": 1, "finetune_epochs": 0}
+    result = learner.learn("a", *given, config=clnp.LearnConfig(pool=0.25, **config))
+    assert result.claimed == {"scale": 10, "deep": 3}
+    assert "columns of the input" in learner.wiring.explain()
+    assert learner.forecast().limiting_group == "deep", "tasks share what there is of the input"
+    learner.undo("a")
+    sizes = clnp.LearnConfig(pool={"scale": 2, "*": 3}, **config)
+    assert learner.learn("b", *given, config=sizes).claimed == {"scale": 2, "deep": 3}, "sizes that are asked for count"
+    learner.undo("b")
+    with pytest.raises(clnp.CapacityError):
+        learner.learn("c", *given, config=clnp.LearnConfig(pool=0, **config))
+
+
+def test_an_embedding_is_no_column_of_the_input():
+    model = nn.Sequential(nn.Embedding(9, 8), nn.Flatten(), nn.Linear(16, 12), nn.ReLU())
+    assert clnp.Learner(model, torch.zeros(2, 2, dtype=torch.int64)).wiring.input_columns == frozenset()
+
+
+class OneUnit(nn.Module):
+    """Attention over positions, whose gate is one channel: it ties all."""
+
+    def __init__(self):
+        super().__init__()
+        self.value, self.gate = nn.Linear(4, 8), nn.Linear(8, 1)
+
+    def forward(self, x):
+        h = torch.relu(self.value(x))
+        return (torch.softmax(self.gate(h), 1) * h).sum(1)
+
+
+class Picked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.value, self.deep = nn.Linear(4, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return torch.relu(self.deep(self.value(x)[torch.arange(x.shape[0]), x[:, 0, 0].long()]))
+
+
+def test_merged_units_are_said_when_the_learner_is_made(caplog):
+    clnp.Learner(OneUnit(), torch.zeros(2, 5, 4))
+    clnp.Learner(Picked(), torch.zeros(2, 5, 4))
+    new("resnet")
+    clnp.Learner(nn.Sequential(nn.Linear(4, 1), nn.ReLU()), torch.zeros(2, 4))  # one unit, and none was merged
+    one, picked = [record.getMessage() for record in caplog.records if record.name == "clnp"]
+    assert "units of this network are merged, and only one task fits. In value: tied by mul.Tensor" in one
+    assert "units of this network are merged. In value: aten.index.Tensor" in picked
+    assert "8 units became 1" in picked
 
 
 def test_a_fraction_is_one_of_the_group_not_of_what_is_left(nothing_pruned):

@@ -61,9 +61,15 @@ class Prepared(clnp.Learner):
     empty: clnp.Learner
 
     def __init__(self, model: nn.Module, example_input: Any, *, head: str | None = None, seed: int = 0, probe: Any = None) -> None:
-        del model, example_input, head, probe
+        self._capture(model, example_input, head, seed, probe)
+
+    def _capture(self, model: nn.Module, _example: Any, _head: str | None, seed: int, _probe: Any, **_: Any) -> nn.Module:
         self.__dict__.update(clone(Prepared.empty).__dict__)
         self.seed = seed
+        return model
+
+    def _see_forms(self, *_: Any) -> None:
+        """They are those of the learner that was captured."""
 
 
 def clone(learner: Any) -> Any:

@@ -14,9 +14,23 @@ if TYPE_CHECKING:
 
     from clnp.config import LearnConfig
     from clnp.sources import Examples, TaskData
+    from clnp.wiring import Wiring
 
 FEW_STEPS = 100
 """Of training with the whole pool: below, hardly anything is learned."""
+
+
+def merged(wiring: Wiring) -> str | None:
+    """Say so when units of a network are merged, so that fewer tasks fit than its layers would have room for."""
+    groups = [group for group in wiring.groups if not group.shared]
+    lost = [f"{group.name}: {why}" for group in groups for why in group.lost]
+    if not lost and all(group.n_units == 1 and group.ties for group in groups):
+        lost = [f"{group.name}: tied by {group.ties[0]}" for group in groups]
+    if not lost:
+        return None
+    more = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
+    only = ", and only one task fits" if all(group.n_units == 1 for group in groups) else ""
+    return f"units of this network are merged{only}. In {lost[0]}{more}. learner.wiring.explain() shows all of it, docs/networks.md what can be done."
 
 
 def fine_margin(margin: float, n_validation: int) -> str | None:

@@ -13,7 +13,7 @@ from clnp.wiring.labels import varying
 from clnp.wiring.rules.base import aligned, moved
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 Member = Tensor
 """bool (n_units + 1,): which units are meant; the last place answers for raw input, see `with_everyone`."""
@@ -145,14 +145,19 @@ RESERVED = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
 
 
 _AFTER_INPUT = {f"aten.{name}.default": f"aten.new_{name}.default" for name in ("full", "zeros", "ones")}
-_DTYPES = {bool: torch.bool, int: torch.int64, float: torch.float32}
-"""What torch makes of a number that says no dtype."""
 
 
 class Emitter:
-    """Begins an fx graph for a network whose full-width parameters and buffers are `state`, and writes into it."""
+    """Begins an fx graph for a network whose full-width parameters and buffers are `state`, and writes into it.
 
-    def __init__(self, wiring: Wiring, state: Mapping[str, Tensor]) -> None:
+    Args:
+        wiring: of the network.
+        state: its parameters and buffers by name.
+        portable: whether the module may be pickled: it is traced again when it is read, which some operations do not bear.
+    """
+
+    def __init__(self, wiring: Wiring, state: Mapping[str, Tensor], *, portable: bool = True) -> None:
+        self.portable = portable
         self.wiring = wiring
         self.state = state
         self.device = next(iter(state.values())).device if state else torch.device("cpu")
@@ -211,13 +216,22 @@ class Emitter:
         """Emit an aten operation: `run("add.Tensor", a, b)`."""
         return self._emit(f"aten.{op}", args, kwargs)
 
+    def full(self, sizes: Sequence[Any], fill: float, like: fx.Node | None = None) -> fx.Node:
+        """Emit a tensor of one number; where a size is known only when the network runs, with the dtype of `like`, if there is such a value."""
+        if self.portable and like is not None and any(isinstance(size, fx.Node) for size in sizes):
+            return self.run("new_full.default", like, list(sizes), fill)
+        return self.run("full.default", list(sizes), fill, device=self.device)
+
     def _emit(self, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
         """Emit an operation. What makes a tensor of a size that is known only when the network runs makes it after an input.
 
-        A module of a graph is traced again when it is unpickled, and torch cannot trace `full` or `zeros` with such a size.
+        A module of a graph is traced again when it is unpickled, and torch cannot trace `full` or `zeros` with such a size. What is only
+        trained is never pickled, and stays as it is: under autocast the dtype of an input is not that of the weights.
         """
-        if op in _AFTER_INPUT and any(isinstance(size, fx.Node) for size in args[0]):
-            dtype = kwargs.get("dtype") or (_DTYPES[type(args[1])] if len(args) > 1 else torch.float32)
+        if self.portable and op in _AFTER_INPUT and any(isinstance(size, fx.Node) for size in args[0]):
+            fill = args[1] if len(args) > 1 else 0.0
+            made = torch.bool if isinstance(fill, bool) else torch.int64 if isinstance(fill, int) else torch.get_default_dtype()
+            dtype = kwargs.get("dtype") or made  # as torch does where none is said
             args, kwargs = (next(iter(self.inputs.values())), *args), {"dtype": dtype}
             op = _AFTER_INPUT[op]
         return self.graph.call_function(resolve(op), args, kwargs)

@@ -169,7 +169,7 @@ def _pad(step: Step) -> Any:
     def beside(amount: int) -> list[Any]:
         there = amount > 0 and bool(step.member[-1])
         shape = [amount if dim == kept[0] else size for dim, size in enumerate(sizes)]
-        return [emitter.run("full.default", shape, fill, device=emitter.device)] if there else []
+        return [emitter.full(shape, fill, value)] if there else []
 
     parts = [*beside(sides[0]), *([] if value is None else [value]), *beside(sides[1])]
     return parts[0] if len(parts) == 1 else emitter.run("cat.default", parts, kept[0])
@@ -188,7 +188,7 @@ def constant_rows(step: Step, bias: Any) -> fx.Node:
     """Write the result of a layer that reads nothing: its bias everywhere."""
     emitter = step.emitter
     if bias is None:
-        return emitter.run("full.default", step.sizes, 0.0, device=emitter.device)
+        return emitter.full(step.sizes, 0.0)
     n = len(step.node.shape or ())
     kept = kept_positions(emitter.wiring, step.node.name, step.member)
     dim = kept[0] if kept is not None else (1 if "conv" in step.node.op else n - 1)
@@ -313,7 +313,7 @@ def _native(step: Step, form: NormForm, value: fx.Node) -> fx.Node:
 
 def _noise(step: Step) -> Any:
     if step.node.op == MASK:
-        return step.emitter.run("full.default", step.sizes, float(step.node.args[1]), device=step.emitter.device)
+        return step.emitter.full(step.sizes, float(step.node.args[1]))
     return step.operand(step.node.args[0].name)
 
 
@@ -349,7 +349,7 @@ def recurrent_layer(
     """
     mode, reverse = node.args[7], node.args[8]
     batch = emitter.size(node.sizes[0] or (node.shape or (0,))[0])
-    zero = emitter.run("full.default", [1, batch, n_units], 0.0, device=emitter.device)
+    zero = emitter.full([1, batch, n_units], 0.0, value)
     h0, c0 = (zero if given is None else emitter.run("unsqueeze.default", given, 0) for given in start)
     if reverse:
         value = emitter.run("flip.default", value, [1])
@@ -363,7 +363,7 @@ def recurrent_layer(
 def nothing_read(emitter: Emitter, node: Node) -> fx.Node:
     """Write the input of a recurrent layer that reads nothing but itself: zeros (B, T, 1)."""
     sizes = [emitter.size(size or full) for size, full in zip(node.sizes[:2], (node.shape or ())[:2], strict=True)]
-    return emitter.run("full.default", [*sizes, 1], 0.0, device=emitter.device)
+    return emitter.full([*sizes, 1], 0.0)
 
 
 def _recurrent(step: Step) -> tuple[Any, Any]:
@@ -375,7 +375,7 @@ def _recurrent(step: Step) -> tuple[Any, Any]:
     if value is None:  # reads nothing but itself
         rows = len(positions(step.member, wiring.operands[node.args[1].name].rows))
         value = nothing_read(step.emitter, node)
-        weights[0] = step.emitter.run("full.default", [rows, 1], 0.0, device=step.emitter.device)
+        weights[0] = step.emitter.full([rows, 1], 0.0)
     start = [None if ref is None else step.aligned(ref) for ref in node.args[5:7]]
     return recurrent_layer(step.emitter, node, value, weights, start, n)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clnp import heads, seeds
+from clnp.advice import merged
 from clnp.allocation import Allocation
 from clnp.commit import commit_
 from clnp.config import LearnConfig, given
@@ -21,6 +22,7 @@ from clnp.export import ExportResult, Format, export
 from clnp.forecast import Forecast, forecast
 from clnp.inputs import Inputs, check_forms, check_inputs, forms, parts
 from clnp.isolation import norm_parts
+from clnp.ledger import notices
 from clnp.names import clean_name
 from clnp.narrow import check_narrowing, free_sizes, narrow
 from clnp.persistence import load, save, undo_
@@ -71,6 +73,8 @@ class Learner:
         trunk = self._capture(model, example_input, head, seed, probe, made_up=False)
         check_narrowing(self.wiring, self._state, trunk, example_input)
         self._see_forms(example_input)
+        if (notice := merged(self.wiring)) is not None:
+            notices.warning(notice)
         if probe is not None:
             check_forms(self._forms, probe, "cannot use the probe")
 
@@ -147,7 +151,8 @@ class Learner:
 
     def forecast(self) -> Forecast:
         """Say how many more tasks fit, and on what assumption."""
-        return forecast(self._allocation, [group.name for group in self.wiring.groups if not group.shared])
+        columns = self.wiring.input_columns  # tasks share what there is of them
+        return forecast(self._allocation, [group.name for group in self.wiring.groups if not group.shared and group.name not in columns])
 
     def head_of(self, task: str) -> tuple[Tensor, Tensor]:
         """Return a task's head at the trunk's full width: weight (classes, F) and bias (classes,).

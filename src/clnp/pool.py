@@ -35,7 +35,7 @@ class PoolBuilder:
     def __init__(self, wiring: Wiring, state: Mapping[str, Tensor], claimed: Tensor, pool: Tensor, norms: Sequence[Part]) -> None:
         self.wiring = wiring
         self.state = state
-        self.emitter = Emitter(wiring, state)
+        self.emitter = Emitter(wiring, state, portable=False)
         self.claimed = with_everyone(claimed, everyone=False)
         self.given_member = with_everyone(claimed)
         self.pool_member = with_everyone(pool, everyone=False)
@@ -308,7 +308,7 @@ class PoolBuilder:
             if not rows:  # it reads nothing but itself
                 values = [nothing_read(self.emitter, node)]
                 n_rows = (len(own) + len(claimed)) * self.wiring.node(w_ih).size(0) // node.size(2)
-                weights.append(self.emitter.run("full.default", [n_rows, 1], 0.0, device=self.emitter.device))
+                weights.append(self.emitter.full([n_rows, 1], 0.0))
                 continue
             trained = self.emitter.run("cat.default", rows, 1) if len(rows) > 1 else rows[0]
             weights.append(self._gates(trained, name, len(claimed), len(own), [member for _, member, is_there in of_columns if is_there]))

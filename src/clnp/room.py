@@ -39,7 +39,9 @@ def room(
     """
     claimed = _claimed(wiring, allocation, config, private)
     check_pool(wiring, config, f"cannot learn task '{name}'")
-    pool = wiring.join({group.name: _pool(allocation, group.name, config) for group in wiring.groups})
+    pool = wiring.join(
+        {group.name: _pool(allocation, group.name, config, whole=group.name in wiring.input_columns) for group in wiring.groups}
+    )
     # What all units read is always there: free for the first task to learn, claimed for the others to read.
     owner = wiring.join(allocation.owner)
     pool |= wiring.shared & (owner == FREE)
@@ -103,10 +105,12 @@ def check_pool(wiring: Wiring, config: LearnConfig, doing: str) -> None:
         raise ConfigError(f"{doing} with this pool: {found} {', '.join(groups)}. Name each, or use patterns: '*' matches what is left.")
 
 
-def _pool(allocation: Allocation, group: str, config: LearnConfig) -> Tensor:
-    """Return the free units of a group that the task may train in: the first ones."""
+def _pool(allocation: Allocation, group: str, config: LearnConfig, *, whole: bool) -> Tensor:
+    """Return the free units of a group that the task may train in: the first ones; `whole`: all, since a share of an input is no input."""
     free = allocation.free(group)
     size = config.pool_of(group) or 0  # what all units read may be named by no pattern; it is added in any case
+    if whole and size and not isinstance(config.pool, dict):
+        size = "all"
     if size == "all":
         return free
     if isinstance(size, float):

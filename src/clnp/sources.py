@@ -149,8 +149,9 @@ def examples(source: Source, what: str, config: LearnConfig, *, training: bool =
         return StreamExamples(loader, what, n_inputs)
     if isinstance(source, IterableDataset):  # of examples, as torch means it
         source = DataLoader(source, batch_size=config.batch_size_for(None))
-    batches = isinstance(source, list) and bool(source) and all(isinstance(batch, (tuple, list)) and len(batch) > 1 for batch in source)
-    if batches or (isinstance(source, Iterable) and not isinstance(source, (tuple, list, dict, str, bytes, Tensor, Iterator))):
+    if isinstance(source, list) and source and all(isinstance(batch, (tuple, list)) and len(batch) > 1 for batch in source):
+        return StreamExamples(source, what, n_inputs)
+    if isinstance(source, Iterable) and not isinstance(source, (tuple, list, dict, str, bytes, Tensor, Iterator)):
         return StreamExamples(source, what, n_inputs)
     raise DataError(
         f"cannot use the {what}: expected (x, y) tensors, a Dataset or a DataLoader of (x, y), found {_found(source)}.{_hint(source)}"

@@ -68,7 +68,7 @@ def _check(learner: Learner, wider: Learner, more: Mapping[str, int]) -> None:
     """Check that the whole wider network runs, and that every predictor is the one that it was."""
     none = zeros(learner._forms)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     before = narrow(learner.wiring, learner._state, torch.ones(learner.wiring.n_units, dtype=torch.bool))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-    inputs = readable(before, (none, each(none, torch.ones_like), learner.probe)) or parts(noisy(none, 3))
+    inputs: Any = readable(before, (none, each(none, torch.ones_like), learner.probe)) or parts(noisy(none, 3))
     x: Inputs = inputs if len(inputs) > 1 else inputs[0]
     what = ", ".join(f"{group} by {n}" for group, n in more.items())
     failure = f"cannot widen {what}: the network's code fixes a size that these units would change. Widen another group."

@@ -122,6 +122,15 @@ class Wiring:
         return torch.cat([torch.full((group.n_units,), group.shared) for group in self.groups] or [torch.zeros(0, dtype=torch.bool)])
 
     @cached_property
+    def input_columns(self) -> frozenset[str]:
+        """Names of groups that are nothing but columns of the input: a norm or a scale reads them, and no weight makes them."""
+        made = torch.zeros(self.n_units + 1, dtype=torch.bool)
+        for labels in self.parameters.values():
+            if labels.columns is not None or labels.initial is None:
+                made[labels.rows] = True
+        return frozenset(group.name for group in self.groups if not group.shared and not bool(made[:-1][group.slice].any()))
+
+    @cached_property
     def edges(self) -> list[tuple[Tensor, Tensor]]:
         """Which units read which: pairs of the units that read and the units that are read, through a weight or a norm."""
         weights = [(labels.rows, labels.columns) for labels in self.parameters.values() if labels.columns is not None]
@@ -148,12 +157,14 @@ class Wiring:
 
     def explain(self) -> str:
         """Say what is tied to what and why: a text for people."""
-        lines = [f"{self.n_units} units in {len(self.groups)} groups"]
+        lines = [f"{self.n_units} unit{'s' * (self.n_units != 1)} in {len(self.groups)} group{'s' * (len(self.groups) != 1)}"]
         for group in self.groups:
             lines.append(f"  {group.name}: {group.n_units} unit{'s' if group.n_units > 1 else ''}")
             if group.shared:
                 lines.append("    shared: all units read it; the first task learns it, later ones read it frozen")
                 continue
+            if group.name in self.input_columns:
+                lines.append("    columns of the input: a task may train all that are free, unless sizes by group are asked for")
             if len(group.layers) > 1:
                 lines.append(f"    one group of {len(group.layers)} layers: {', '.join(group.layers)}")
                 lines += [f"    tied by {tie}" for tie in group.ties]

@@ -20,6 +20,7 @@ import clnp as package
 from clnp import cli, console, experiment, locks, rundir
 from clnp.methods import METHODS
 from clnp.report import read_run
+from clnp.stopping import Stopped
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent / "src"), "COLUMNS": "120"}
 FAST = ["--tasks", "2", "--set", "epochs=2", "--set", "rounds=1", "--set", "finetune_epochs=1"]
@@ -245,6 +246,10 @@ def test_a_run_that_failed_in_a_later_task_keeps_what_it_learned(clnp, monkeypat
         patch.setattr(METHODS["clnp"], "learn", second_fails)
         assert clnp(*command)[0] == 1
     assert read_run("run").failed == "the loss became NaN"
+    with monkeypatch.context() as patch:
+        patch.setattr(METHODS["clnp"], "learn", lambda *_: (_ for _ in ()).throw(Stopped(15)))
+        assert clnp(*command)[0] == 143
+    assert read_run("run").failed is None, "it was tried again"
     assert clnp(*command, "--set", "lr=0.1")[0] == 1  # a task is learned there
     assert clnp(*command)[0] == 0
     assert read_run("run").failed is None

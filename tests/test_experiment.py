@@ -339,6 +339,25 @@ def test_damaged_events_are_refused(tmp_path):
 # ---- directories that are not ours
 
 
+def test_a_directory_takes_another_configuration_only_where_nothing_is_lost(tmp_path):
+    rundir.claim(tmp_path, {"lr": 1})
+    rundir.append_event(tmp_path, {"event": "epoch"})
+    with pytest.raises(StoreError, match=r"another configuration: lr \(1 there, 2 here\)"):
+        rundir.claim(tmp_path, {"lr": 2})  # it was killed in its first task, and can go on
+    rundir.append_event(tmp_path, {"event": "failed"})
+    rundir.claim(tmp_path, {"lr": 2})
+    assert rundir.read_config(tmp_path) == {"lr": 2}
+    assert rundir.read_events(tmp_path) == []
+    rundir.claim(tmp_path, {"lr": 3})  # it was killed before it began
+    (tmp_path / rundir.WORK).mkdir()
+    with pytest.raises(StoreError, match="another configuration"):
+        rundir.claim(tmp_path, {"lr": 4})
+    rundir.append_event(tmp_path, {"event": "failed"})
+    (tmp_path / rundir.MODEL).mkdir()
+    with pytest.raises(StoreError, match="another configuration"):
+        rundir.claim(tmp_path, {"lr": 4})
+
+
 def test_the_run_of_another_configuration_is_refused_and_named(finished):
     out, _ = finished["clnp"]
     before = (out / "config.yaml").read_bytes()

@@ -559,6 +559,8 @@ def test_a_network_that_cannot_read_zeros_is_loaded_and_verified(kind, data, tmp
     assert torch.equal(loaded.predict(x, task="a"), learner.predict(x, task="a"))
     assert loaded._forms == learner._forms  # the same lengths can be read
     assert [one.comparison.is_good for one in clnp.verify(tmp_path / "model", kind()).tasks] == [True]
+    wider = clnp.widen(loaded, {"deep": 4})
+    assert torch.equal(wider.predict(x, task="a"), learner.predict(x, task="a"))
 
 
 def test_a_whole_network_that_cannot_read_zeros_is_loaded(tmp_path):
@@ -591,6 +593,22 @@ def test_inputs_that_share_a_length_may_have_another_one_together():
         learner.predict((longer[0], there), task="a")
     with pytest.raises(DataError, match="cannot use the training data of task 'b': expected one length"):
         learner.learn("b", ((longer[0], there), y), ((words, there), y))
+
+
+def test_inputs_have_as_many_examples_although_the_code_does_not_say_so():
+    class Picked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.read, self.deep = nn.Linear(4, 12), nn.Linear(12, 12)
+
+        def forward(self, numbers, n):
+            h = torch.relu(self.read(numbers)).gather(1, (n - 1).view(-1, 1, 1).expand(-1, 1, 12))
+            return torch.relu(self.deep(h.squeeze(1)))
+
+    (numbers, many), y = counted()
+    learner = clnp.Learner(Picked(), (numbers[:2], many[:2]))
+    learner.learn("a", ((numbers, many), y), ((numbers, many), y), config=clnp.LearnConfig(epochs=1, finetune_epochs=0))
+    torch.testing.assert_close(learner.predict((numbers[:7], many[:7]), task="a"), learner.predict((numbers, many), task="a")[:7])
 
 
 def test_lengths_that_inputs_do_not_share_are_free_each_alone():

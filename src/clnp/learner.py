@@ -115,10 +115,10 @@ class Learner:
         self._features = [torch.arange(len(self.wiring.features))]  # where the features of each width lie among those of today
         return trunk
 
-    def _see_forms(self, *examples: Inputs) -> None:
-        """Find out which shapes the network can read, with the first example that it reads."""
-        free = free_sizes(self.wiring, self._state, *examples)
-        self._forms = tuple(replace(form, free=which) for form, which in zip(forms(examples[0]), free, strict=True))
+    def _see_forms(self, example: Inputs) -> None:
+        """Find out which shapes the network can read."""
+        free = free_sizes(self.wiring, self._state, example)
+        self._forms = tuple(replace(form, free=which) for form, which in zip(forms(example), free, strict=True))
 
     # ---- what is known
 

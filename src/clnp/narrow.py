@@ -158,7 +158,7 @@ def _mixer(wiring: Wiring, state: Mapping[str, Tensor], x: tuple[Tensor, ...]) -
     return "along dimension 0"
 
 
-def free_sizes(wiring: Wiring, state: Mapping[str, Tensor], *examples: Inputs) -> list[tuple[int, ...]]:
+def free_sizes(wiring: Wiring, state: Mapping[str, Tensor], example: Inputs) -> list[tuple[int, ...]]:
     """Return, for each input, which sizes of an example may be another one: 0 where the size is fixed, else the number of its length.
 
     Sizes of one number are one length, in whatever inputs they are: the tokens of a text, say, and its mask. A length is free if twice
@@ -167,11 +167,12 @@ def free_sizes(wiring: Wiring, state: Mapping[str, Tensor], *examples: Inputs) -
     Args:
         wiring: of the network.
         state: its full-width parameters and buffers by name.
-        examples: inputs, of which the first that the network can read is tried at other lengths. Where it reads none of them (made up
-            for a network that reads lengths of sequences, say), what the capture left open is free.
+        example: is tried at other lengths. Where the network cannot read it (zeros, made up for a network of lengths of sequences,
+            say), what the capture left open is free.
     """
     network = narrow(wiring, state, torch.ones(wiring.n_units, dtype=torch.bool))
-    x = readable(network, examples, 1)
+    x = parts(noisy(example, 1))
+    x = x if _runs(network, x) else None
     sizes = [node.sizes[1:] for node in wiring.graph.inputs]
     lengths = list(dict.fromkeys(size for found in sizes for size in found if size is not None))
     free: list[Any] = [None]  # a length's place is its number
@@ -182,9 +183,14 @@ def free_sizes(wiring: Wiring, state: Mapping[str, Tensor], *examples: Inputs) -
     return [tuple(free.index(size) if size in free else 0 for size in found) for found in sizes]
 
 
-def readable(network: nn.Module, examples: Iterable[Inputs], n: int = 3) -> tuple[Tensor, ...] | None:
-    """Return n examples like the first of some that a network can read, with noise; None where it can read none."""
-    return next((x for x in (parts(noisy(example, n)) for example in examples) if _runs(network, x)), None)
+def readable(network: fx.GraphModule, examples: Iterable[Inputs], n: int = 3) -> tuple[Tensor, ...] | None:
+    """Return n examples, with noise, like the first of some to which a network has a finite answer; None where it has none."""
+    for example in examples:
+        x = parts(noisy(example, n))
+        with torch.no_grad():
+            if _runs(network, x) and bool(torch.isfinite(network(*x)).all()):
+                return x
+    return None
 
 
 def _resized(x: Sequence[Tensor], tied: Sequence[tuple[int, int]]) -> list[list[Tensor]]:

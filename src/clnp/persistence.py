@@ -15,7 +15,7 @@ from clnp import __version__, store
 from clnp.describe import Description, input_entries, open_ledger, tensor_forms, units_before
 from clnp.errors import DamageError, StoreError
 from clnp.files import digest
-from clnp.inputs import each, parts
+from clnp.inputs import parts
 from clnp.records import Undoing
 from clnp.split import forget_
 from clnp.wider import widen_
@@ -82,7 +82,7 @@ def load(learner: Learner, directory: str | PathLike[str], model: nn.Module) -> 
     ledger, description = open_ledger(os.fspath(directory))
     example = description.example()
     learner._capture(model, example, description.head, description.seed, None, made_up=True)
-    learner._see_forms(example, each(example, torch.ones_like))
+    learner._see_forms(example)
     load_(learner, directory, description, ledger.widened)
     return learner
 

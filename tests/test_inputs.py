@@ -527,6 +527,17 @@ class Counted(nn.Module):
         return torch.relu(self.deep((torch.relu(self.read(numbers)) * last).sum(1)))
 
 
+class Placed(Counted):
+    """Numbers of any length, and how many there are, which is looked up: 0 is no place."""
+
+    def __init__(self):
+        super().__init__()
+        self.place = nn.Embedding(7, 12)
+
+    def forward(self, numbers, n):
+        return torch.relu(self.deep(torch.relu(self.read(numbers)).mean(1) + self.place(n - 1)))
+
+
 class Strict(Masked):
     """Checks what it is given, which a capture does not see."""
 
@@ -549,7 +560,7 @@ def counted(n=N):
     return (numbers, many), (many > 3).long()
 
 
-@pytest.mark.parametrize(("kind", "data"), [(Masked, masked), (Strict, masked), (Counted, counted)])
+@pytest.mark.parametrize(("kind", "data"), [(Masked, masked), (Strict, masked), (Counted, counted), (Placed, counted)])
 def test_a_network_that_cannot_read_zeros_is_loaded_and_verified(kind, data, tmp_path):
     x, y = data()
     learner = clnp.Learner(kind(), cut(x, 0, 2))

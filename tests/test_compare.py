@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from statistics import stdev
@@ -132,6 +133,15 @@ def test_the_page_says_from_where_to_where_the_averages_go(runs):
     found = compare(of(runs, "finetune-0", "single-0", "slow"))
     values = [row.mean for row in found.rows]
     assert f"from {100 * min(values):.2f} to {100 * max(values):.2f} %" in render_comparison(found)
+
+
+def test_the_page_says_which_methods_cannot_be_told_from_the_first(runs):
+    found = compare(of(runs, "finetune-0", "single-0"))
+    first, second = found.rows
+    for p, said in ((0.5, True), (0.05, True), (0.04, False), (None, False)):
+        page = render_comparison(dataclasses.replace(found, rows=(first, dataclasses.replace(second, p=p))))
+        assert f"{first.label} has the highest mean of 2" in page
+        assert (f"These runs cannot tell it from {second.label}" in page) == said
 
 
 def test_what_cannot_be_tested_is_said_to_be_so(runs, capsys):

@@ -128,7 +128,9 @@ class Wiring:
         for labels in self.parameters.values():
             if labels.columns is not None or labels.initial is None:
                 made[labels.rows] = True
-        return frozenset(group.name for group in self.groups if not group.shared and not bool(made[:-1][group.slice].any()))
+        return frozenset(
+            group.name for group in self.groups if not (group.shared or group.lost or bool(made[:-1][group.slice].any()))
+        )  # a weight that is computed is merged, and says so
 
     @cached_property
     def edges(self) -> list[tuple[Tensor, Tensor]]:

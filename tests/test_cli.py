@@ -221,7 +221,7 @@ def test_a_run_that_failed_at_once_says_so_and_makes_room_for_the_corrected_comm
     assert "to continue" not in out
     assert clnp("report", "run")[0] == 0
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert "This run failed." in page
+    assert "This run failed:" in page
     assert "It is still running" not in page
     assert clnp(*command)[0] == 0
     run = read_run("run")

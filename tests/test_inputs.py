@@ -46,6 +46,20 @@ class Two(nn.Module):
         return torch.relu(self.both(torch.cat([left, self.words(words.float())], 1)))
 
 
+def whole(kind, width, n_classes):
+    """Return networks of a kind that have a head of their own, "head"."""
+
+    class Whole(kind):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(width, n_classes)
+
+        def forward(self, *inputs):
+            return self.head(super().forward(*inputs))
+
+    return Whole
+
+
 def network(seed=0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -435,16 +449,9 @@ def test_values_that_are_not_kept_are_computed_from_all_inputs(learner):
 
 @needs_core
 def test_a_whole_network_of_two_inputs_is_adopted():
-    class Whole(Two):
-        def __init__(self):
-            super().__init__()
-            self.head = nn.Linear(40, 4)
-
-        def forward(self, numbers, words):
-            return self.head(super().forward(numbers, words))
-
+    kind = whole(Two, 40, 4)
     torch.manual_seed(4)
-    model = Whole().eval()
+    model = kind().eval()
     x, _ = task(0)
     y = model(*x).argmax(1)
     learner = clnp.Learner(model, cut(x, 0, 2), head="head")
@@ -575,19 +582,12 @@ def test_a_network_that_cannot_read_zeros_is_loaded_and_verified(kind, data, tmp
 
 
 def test_a_whole_network_that_cannot_read_zeros_is_loaded(tmp_path):
-    class Whole(Strict):
-        def __init__(self):
-            super().__init__()
-            self.head = nn.Linear(12, 2)
-
-        def forward(self, words, there):
-            return self.head(super().forward(words, there))
-
+    kind = whole(Strict, 12, 2)
     x, y = masked()
-    learner = clnp.Learner(Whole(), cut(x, 0, 2), head="head")
+    learner = clnp.Learner(kind(), cut(x, 0, 2), head="head")
     learner.learn("a", (x, y), (x, y), config=clnp.LearnConfig(epochs=1, finetune_epochs=0))
     learner.save(tmp_path / "model")
-    assert torch.equal(clnp.Learner.load(tmp_path / "model", Whole()).predict(x, task="a"), learner.predict(x, task="a"))
+    assert torch.equal(clnp.Learner.load(tmp_path / "model", kind()).predict(x, task="a"), learner.predict(x, task="a"))
 
 
 def test_inputs_that_share_a_length_may_have_another_one_together():

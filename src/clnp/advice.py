@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from clnp.sources import TensorExamples
-from clnp.training import steps_per_epoch
+from clnp.training import batch_size_of, steps_per_epoch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +61,7 @@ def missing_classes(data: TaskData) -> str | None:
 
 def few_steps(config: LearnConfig, train: Examples) -> str | None:
     """Say so when the whole pool is trained for so few steps that hardly anything can be learned."""
-    n = steps_per_epoch(train, config.batch_size_for(len(train) if isinstance(train, TensorExamples) else None))
+    n = steps_per_epoch(train, batch_size_of(train, config))
     if config.epochs * n >= FEW_STEPS:
         return None
     return (

@@ -107,6 +107,11 @@ def make_schedule(optimizer: torch.optim.Optimizer, config: LearnConfig, lr: flo
     return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 
+def batch_size_of(train: Examples, config: LearnConfig) -> int:
+    """Return how many examples a step has; of a stream the loader decides."""
+    return config.batch_size_for(len(train) if isinstance(train, TensorExamples) else None)
+
+
 def steps_per_epoch(train: Examples, batch_size: int) -> int:
     """Return how many batches an epoch has; 1000 are assumed where nobody has counted them."""
     if isinstance(train, TensorExamples):
@@ -213,7 +218,7 @@ def fit(
     optimizer = make_optimizer(parameters, config, lr)
     if isinstance(network, Watched):
         network.attach(optimizer)
-    batch_size = config.batch_size_for(len(train) if isinstance(train, TensorExamples) else None)
+    batch_size = batch_size_of(train, config)
     schedule = make_schedule(optimizer, config, lr, epochs * steps_per_epoch(train, batch_size))
     device = network.head_bias.device
     name = f"{phase}-{place[-1]}"

@@ -24,7 +24,7 @@ from clnp.methods.dense import (
     write_tensors,
 )
 from clnp.methods.guards import Guard, GuardedNetwork
-from clnp.training import check_device
+from clnp.training import batch_size_of, check_device, steps_per_epoch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -100,7 +100,7 @@ class Shared:
     def _train(self, index: int, head: nn.Linear, examples: TensorExamples, held_out: TensorExamples, fit: Callable[..., float]) -> float:
         """Train on task number `index` and return its validation accuracy: `fit` is `fit_dense_`, which needs a network and examples yet."""
         network = GuardedNetwork(self.trunk, head.to(self.config.device), self.guard, index)
-        self.guard.steps_per_epoch = max(len(examples) // self.config.batch_size_for(len(examples)), 1)
+        self.guard.steps_per_epoch = steps_per_epoch(examples, batch_size_of(examples, self.config))
         self.guard.begin_(self.trunk, index)
         stages = self.guard.stages(self.config)
         accuracy = fit(network, examples, held_out, stages=stages, between=partial(self.guard.trained_, self.trunk))

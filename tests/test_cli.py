@@ -301,6 +301,18 @@ def test_list_names_everything(clnp):
     assert code == 0
     for name in [*BENCHMARKS, *METHODS, *MODELS, *CRITERIA, "epochs", "margin"]:
         assert name in out
+    own = out.partition("instead of the defaults")[2].partition("Models")[0]
+    for name, benchmark in BENCHMARKS.items():
+        told = re.search(rf"^  {name} +(.*)$", own, re.MULTILINE)
+        assert (told.group(1) if told else "") == ", ".join(f"{key}={value}" for key, value in benchmark.config.items())
+
+
+def test_run_tells_which_settings_the_method_does_not_read(clnp, tmp_path):
+    few = ("--tasks", "1", "--set", "epochs=1", "--set", "rounds=1", "--set", "finetune_epochs=0")
+    code, out, err = clnp("run", "digits", "--method", "ewc", *few, "--set", "share=0.2", "--set", "strength=3", "--set", "margin=0.1", "--json", "--out", "a")
+    assert (code, json.loads(out)["method"]) == (0, "ewc")
+    notes = [line for line in err.splitlines() if line.startswith("note: method")]
+    assert notes == ["note: method ewc does not read 'share'; packnet, wsn do", "note: method ewc does not read 'margin'; clnp does"]
 
 
 def test_results_fit_80_characters_with_whole_names_and_show_what_was_forgotten(finished):

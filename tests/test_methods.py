@@ -13,7 +13,7 @@ from torch import nn
 from clnp.benchmarks import BENCHMARKS
 from clnp.config import LearnConfig
 from clnp.errors import ConfigError, DamageError, DataError, StoreError, TaskError, TrainingError
-from clnp.methods import METHODS, joint, shared
+from clnp.methods import METHODS, METHODS_OF, joint, shared, unread
 from clnp.methods.dense import STATE
 from clnp.models import MODELS
 from clnp.seeds import seeded
@@ -457,3 +457,21 @@ def test_a_penalty_that_diverges_is_named(tasks):
     teach(method, tasks[0])
     with pytest.raises(TrainingError, match="--set strength"):
         teach(method, tasks[1])
+
+
+@every_method
+def test_a_method_reads_the_settings_that_it_is_said_to_read(name, tasks):
+    read = set()
+
+    class Watched(LearnConfig):
+        def __getattribute__(self, key):
+            if key in METHODS_OF:
+                read.add(key)
+            return super().__getattribute__(key)
+
+    method = make(name, Watched(**CONFIG.model_dump()))
+    for task in tasks[:2]:
+        method.revisit(tasks[:2])
+        teach(method, task)
+    assert read == {key for key, readers in METHODS_OF.items() if name in readers}
+    assert set(unread(name, LearnConfig.model_fields)) == set(METHODS_OF) - read

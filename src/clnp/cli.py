@@ -141,7 +141,13 @@ def list_() -> None:
     benchmarks = [(name, f"{b.n_tasks} tasks, {b.scenario}. {b.description}") for name, b in BENCHMARKS.items()]
     methods = [(name, (method.__doc__ or "").partition("\n")[0]) for name, method in METHODS.items()]
     settings = [(name, f"{field.description} [{field.default}]") for name, field in LearnConfig.model_fields.items()]
-    for title, rows in (("Benchmarks", benchmarks), ("Methods (--method)", methods), ("Settings (--set KEY=VALUE) [default]", settings)):
+    own = [(name, ", ".join(f"{key}={value}" for key, value in b.config.items())) for name, b in BENCHMARKS.items() if b.config]
+    for title, rows in (
+        ("Benchmarks", benchmarks),
+        ("Methods (--method)", methods),
+        ("Settings (--set KEY=VALUE) [default]", settings),
+        ("Settings that a benchmark has instead of the defaults", own),
+    ):
         width = max(len(name) for name, _ in rows)
         typer.echo("\n".join([title, *(f"  {name:<{width}}  {text}" for name, text in rows), ""]))
     typer.echo(f"Models (--model)\n  {', '.join(MODELS)}\n")
@@ -169,6 +175,10 @@ def run(
     from clnp.experiment import configure
 
     config = configure(benchmark, method=method, model=model, seed=seed, n_tasks=tasks, settings=chosen, defaults=defaults)
+    from clnp.methods import unread
+
+    for key, readers in unread(config.method, chosen).items():
+        _say(f"note: method {config.method} does not read '{key}'; {', '.join(readers)} {'does' if len(readers) == 1 else 'do'}")
     out = out or Path("runs") / f"{config.benchmark}-{config.method}-seed{config.seed}"
     summary = _run(config, out, data, ctx.obj, until_full=until_full)
     if as_json:

@@ -309,7 +309,9 @@ def test_list_names_everything(clnp):
 
 def test_run_tells_which_settings_the_method_does_not_read(clnp, tmp_path):
     few = ("--tasks", "1", "--set", "epochs=1", "--set", "rounds=1", "--set", "finetune_epochs=0")
-    code, out, err = clnp("run", "digits", "--method", "ewc", *few, "--set", "share=0.2", "--set", "strength=3", "--set", "margin=0.1", "--json", "--out", "a")
+    code, out, err = clnp(
+        "run", "digits", "--method", "ewc", *few, "--set", "share=0.2", "--set", "strength=3", "--set", "margin=0.1", "--json", "--out", "a"
+    )
     assert (code, json.loads(out)["method"]) == (0, "ewc")
     notes = [line for line in err.splitlines() if line.startswith("note: method")]
     assert notes == ["note: method ewc does not read 'share'; packnet, wsn do", "note: method ewc does not read 'margin'; clnp does"]

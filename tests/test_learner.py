@@ -527,3 +527,36 @@ def test_outputs_need_not_be_kept():
         logits.append(learner.predict(data(1)[1][0], task="a"))
     assert torch.equal(*logits)
     assert accuracies[0] == pytest.approx(accuracies[1], abs=0.1)
+
+
+def test_a_learner_is_float32_whatever_dtype_torch_makes_by_default(tmp_path):
+    def network():
+        return nn.Sequential(
+            nn.Linear(8, 16), nn.ReLU(), nn.BatchNorm1d(16), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2, bias=False)
+        ).float()
+
+    x = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+    given = x, (x[:, 0] > 0).long()
+    config = clnp.LearnConfig(epochs=2, rounds=1, finetune_epochs=1)
+    torch.set_default_dtype(torch.float64)
+    try:
+        learner = clnp.Learner(network(), x[:2], head="5")
+        for number, criterion in enumerate(("activity-weight", "taylor")):
+            learner.learn(f"task {number}", given, given, config=config.model_copy(update={"criterion": criterion}))
+        learner.save(tmp_path)
+        loaded = clnp.Learner.load(tmp_path, network())
+        wider = clnp.widen(loaded, {"0": 2})
+        for task in learner.tasks:
+            logits = learner.predict(x, task=task)
+            assert logits.dtype == learner.predictor(task)(x).dtype == torch.float32
+            assert torch.equal(loaded.predict(x, task=task), logits)
+            assert torch.equal(wider.predict(x, task=task), logits)
+        trained = clnp.Learner(network(), x[:2], head="5")
+        trained.adopt("whole", given, given, config=config.model_copy(update={"margin": 0.5}))
+        assert trained.predict(x, task="whole").dtype == torch.float32
+        for kept in (learner, loaded, wider, trained):
+            assert {each.weight.dtype for each in kept._records.values()} | {each.bias.dtype for each in kept._records.values()} == {
+                torch.float32
+            }
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -51,8 +51,8 @@ def new_head(
         generator: draws the random columns.
     """
     n_features = len(wiring.features)
-    weight = torch.randn(n_classes, n_features, generator=generator) / n_features**0.5
-    bias = torch.zeros(n_classes)
+    weight = torch.randn(n_classes, n_features, generator=generator, dtype=torch.float32) / n_features**0.5
+    bias = torch.zeros(n_classes, dtype=torch.float32)
     if config.head == "single":
         owned = positions(with_everyone(wiring.join(allocation.owner) != FREE), wiring.features)
         weight[:, owned] = _shared_columns(records, weight)[:, owned]

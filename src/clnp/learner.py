@@ -90,7 +90,11 @@ class Learner:
         trunk = model
         if head is not None:
             trunk, layer = without_head(model, head, None if made_up else example_input)
-            bias = torch.zeros(layer.out_features) if getattr(layer, "bias", None) is None else layer.bias.detach().cpu().clone()
+            bias = (
+                torch.zeros(layer.out_features, dtype=torch.float32)
+                if getattr(layer, "bias", None) is None
+                else layer.bias.detach().cpu().clone()
+            )
             self._original_head = (layer.weight.detach().cpu().clone(), bias)
         self.wiring: Wiring = trace(trunk, example_input)
         trunk = folded(trunk)

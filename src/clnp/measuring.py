@@ -89,7 +89,8 @@ def activities(
         inverse = inverse.to(head.weight.device)
         count = torch.bincount(inverse)
         absolute, firing, first, second, *taylor = (
-            (torch.zeros(len(units), device=inverse.device).index_add_(0, inverse, part / n) / count).cpu() for part in moments
+            (torch.zeros(len(units), dtype=torch.float32, device=inverse.device).index_add_(0, inverse, part / n) / count).cpu()
+            for part in moments
         )
         real = units >= 0
         outgoing = _outgoing(wiring, state, head.weight, name, owner_free & visible, units).cpu()
@@ -113,7 +114,7 @@ def _moments(value: Tensor, slope: Tensor | None, wiring: Wiring, name: str) -> 
 
 def _outgoing(wiring: Wiring, state: Mapping[str, Tensor], head_weight: Tensor, name: str, rows_of: Tensor, units: Tensor) -> Tensor:
     """Sum |weight| from each unit into the rows that the task trains and that read the value `name`: (len(units),)."""
-    total = torch.zeros(wiring.n_units + 1, device=head_weight.device)
+    total = torch.zeros(wiring.n_units + 1, dtype=torch.float32, device=head_weight.device)
     for weight, source in wiring.reads:
         labels = wiring.operands[weight]
         if source == name and labels.columns is not None and labels.column_dim is not None and labels.row_dim is not None:

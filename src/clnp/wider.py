@@ -55,7 +55,7 @@ def widen_(learner: Any, more: Mapping[str, int]) -> None:
     learner.wiring = widening.widened()
     n_features = len(learner.wiring.features)
     for task, record in learner._records.items():  # noqa: SLF001
-        weight = torch.zeros(len(record.weight), n_features)
+        weight = torch.zeros(len(record.weight), n_features, dtype=torch.float32)
         weight[:, old] = record.weight
         learner._records[task] = replace(record, weight=weight)  # noqa: SLF001
     learner._features = [*(old[places] for places in learner._features), torch.arange(n_features)]  # noqa: SLF001

@@ -22,7 +22,7 @@ FEW_STEPS = 100
 
 def merged(wiring: Wiring) -> str | None:
     """Say so when units of a network are merged, so that fewer tasks fit than its layers would have room for."""
-    groups = [group for group in wiring.groups if not group.shared]
+    groups = wiring.claimable
     lost = [f"{group.name}: {why}" for group in groups for why in group.lost]
     if not lost and all(group.n_units == 1 and group.ties for group in groups):
         lost = [f"{group.name}: tied by {group.ties[0]}" for group in groups]

@@ -57,7 +57,7 @@ def commit_(learner: Learner, trial: Trial, pruned: Pruned, start: float) -> Lea
         outcome,
     )
     learner._state, learner._allocation, learner._records[trial.task] = state, allocation, record
-    groups = [group.name for group in learner.wiring.groups if not group.shared]
+    groups = [group.name for group in learner.wiring.claimable]
     return LearnResult(
         task=trial.task,
         n_classes=trial.data.n_classes,

@@ -149,14 +149,13 @@ class Learner:
                 {task: allocation.n_claimed(task, group.name) for task in allocation.tasks},
                 {task: allocation.n_reused(task, group.name) for task in allocation.tasks},
             )
-            for group in self.wiring.groups
-            if not group.shared
+            for group in self.wiring.claimable
         }
 
     def forecast(self) -> Forecast:
         """Say how many more tasks fit, and on what assumption."""
         columns = self.wiring.input_columns  # tasks share what there is of them
-        return forecast(self._allocation, [group.name for group in self.wiring.groups if not group.shared and group.name not in columns])
+        return forecast(self._allocation, [group.name for group in self.wiring.claimable if group.name not in columns])
 
     def head_of(self, task: str) -> tuple[Tensor, Tensor]:
         """Return a task's head at the trunk's full width: weight (classes, F) and bias (classes,).

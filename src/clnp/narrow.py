@@ -112,6 +112,11 @@ def moved_labels(wiring: Wiring, name: str) -> Tensor:
     return labels if not dim else labels.movedim(dim, 0)
 
 
+def whole(wiring: Wiring, state: Mapping[str, Tensor], outputs: Sequence[str] | None = None) -> fx.GraphModule:
+    """Build the network of all units, see `narrow`."""
+    return narrow(wiring, state, torch.ones(wiring.n_units, dtype=torch.bool), outputs=outputs)
+
+
 CHECKED_BATCHES = (1, 3, 17)
 """Batch sizes that a network is tried with: the capture saw one, and the code may ask how large a batch is."""
 
@@ -122,7 +127,7 @@ def check_narrowing(wiring: Wiring, state: Mapping[str, Tensor], trunk: nn.Modul
     Raises:
         WiringError: it does not: the code of the trunk depends on something that the capture could not see.
     """
-    network = narrow(wiring, state, torch.ones(wiring.n_units, dtype=torch.bool))
+    network = whole(wiring, state)
     for n in CHECKED_BATCHES:
         x = parts(noisy(example, n))
         with mode(trunk, training=False), torch.no_grad():
@@ -146,7 +151,7 @@ def _mixer(wiring: Wiring, state: Mapping[str, Tensor], x: tuple[Tensor, ...]) -
     """Say which operation is the first whose result for an example depends on the others."""
     names = [node.name for node in wiring.graph.nodes if wiring.graph.batch_dim(node) is not None and node.op not in (INPUT, OUTPUT)]
     names = [name for name in names if name in wiring.values and name not in wiring.hidden]
-    network = narrow(wiring, state, torch.ones(wiring.n_units, dtype=torch.bool), outputs=names)
+    network = whole(wiring, state, names)
     together = network(*(part.cpu() for part in x))
     first, last = (network(*(part[place : place + 1].cpu() for part in x)) for place in (0, len(x[0]) - 1))
     for name, many, *ends in zip(names, together, first, last, strict=True):
@@ -170,7 +175,7 @@ def free_sizes(wiring: Wiring, state: Mapping[str, Tensor], example: Inputs) -> 
         example: is tried at other lengths. Where the network cannot read it (zeros, made up for a network of lengths of sequences,
             say), what the capture left open is free.
     """
-    network = narrow(wiring, state, torch.ones(wiring.n_units, dtype=torch.bool))
+    network = whole(wiring, state)
     x = parts(noisy(example, 1))
     x = x if _runs(network, x) else None
     sizes = [node.sizes[1:] for node in wiring.graph.inputs]

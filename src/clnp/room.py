@@ -46,7 +46,7 @@ def room(
     owner = wiring.join(allocation.owner)
     pool |= wiring.shared & (owner == FREE)
     claimed |= wiring.shared & (owner != FREE)
-    groups = [group for group in wiring.groups if not group.shared]
+    groups = wiring.claimable
     full = [group.name for group in groups if allocation.n_free(group.name) == 0]
     first = max(groups or wiring.groups, key=lambda group: len(group.layers))  # a residual stream, say: most layers wait for it
     reuse_alone = all(config.pool_of(group.name) == 0 for group in groups or wiring.groups)
@@ -97,7 +97,7 @@ def check_pool(wiring: Wiring, config: LearnConfig, doing: str) -> None:
     """
     if not isinstance(config.pool, dict):
         return
-    groups = [group.name for group in wiring.groups if not group.shared]
+    groups = [group.name for group in wiring.claimable]
     idle = [pattern for pattern in config.pool if not any(fnmatchcase(group, pattern) for group in groups)]
     bare = [group for group in groups if config.pool_of(group) is None]
     if idle or bare:

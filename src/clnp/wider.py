@@ -12,7 +12,7 @@ import torch
 from clnp.describe import zeros
 from clnp.errors import WiringError
 from clnp.inputs import Inputs, each, parts
-from clnp.narrow import narrow, readable
+from clnp.narrow import readable, whole
 from clnp.widening import Widening
 from clnp.wiring import noisy
 
@@ -67,17 +67,16 @@ def widen_(learner: Any, more: Mapping[str, int]) -> None:
 def _check(learner: Learner, wider: Learner, more: Mapping[str, int]) -> None:
     """Check that the whole wider network runs, and that every predictor is the one that it was."""
     none = zeros(learner._forms)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-    before = narrow(learner.wiring, learner._state, torch.ones(learner.wiring.n_units, dtype=torch.bool))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    before = whole(learner.wiring, learner._state)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     inputs: Any = readable(before, (none, each(none, torch.ones_like), learner.probe)) or parts(noisy(none, 3))
     x: Inputs = inputs if len(inputs) > 1 else inputs[0]
     what = ", ".join(f"{group} by {n}" for group, n in more.items())
     failure = f"cannot widen {what}: the network's code fixes a size that these units would change. Widen another group."
     try:
         with torch.no_grad():
-            everything = torch.ones(wider.wiring.n_units, dtype=torch.bool)
-            found = narrow(wider.wiring, wider._state, everything)(*parts(x))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-            whole = [torch.equal(learner.predict(x, task=task), wider.predict(x, task=task)) for task in learner.tasks]
+            found = whole(wider.wiring, wider._state)(*parts(x))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            same = [torch.equal(learner.predict(x, task=task), wider.predict(x, task=task)) for task in learner.tasks]
     except Exception as error:
         raise WiringError(failure) from error
-    if not all(whole) or found.shape[1] != len(wider.wiring.features):
+    if not all(same) or found.shape[1] != len(wider.wiring.features):
         raise WiringError(failure)

@@ -117,6 +117,11 @@ class Wiring:
         return along(self.values[self.graph.output], 1, (self.node(self.graph.output).shape or (0, 0))[1])
 
     @cached_property
+    def claimable(self) -> tuple[Group, ...]:
+        """The groups whose units tasks claim: all but those that every task reads."""
+        return tuple(group for group in self.groups if not group.shared)
+
+    @cached_property
     def shared(self) -> Tensor:
         """The units that every task reads: bool (n_units,)."""
         return torch.cat([torch.full((group.n_units,), group.shared) for group in self.groups] or [torch.zeros(0, dtype=torch.bool)])
@@ -128,9 +133,8 @@ class Wiring:
         for labels in self.parameters.values():
             if labels.columns is not None or labels.initial is None:
                 made[labels.rows] = True
-        return frozenset(
-            group.name for group in self.groups if not (group.shared or group.lost or bool(made[:-1][group.slice].any()))
-        )  # a weight that is computed is merged, and says so
+        # A weight that is computed is merged, and says so.
+        return frozenset(group.name for group in self.claimable if not (group.lost or bool(made[:-1][group.slice].any())))
 
     @cached_property
     def edges(self) -> list[tuple[Tensor, Tensor]]:

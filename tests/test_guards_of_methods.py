@@ -526,7 +526,7 @@ def test_masks_keep_old_answers_bit_for_bit(name):
         ("packnet", lambda: [nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))], "PackNet.*layer '0'.*weight norm"),
         ("wsn", lambda: [nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))], "WSN.*layer '0'.*weight norm"),
         ("hat", lambda: [nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))], "HAT.*layer '0'.*weight norm"),
-        ("hat", lambda: [nn.Linear(3, 4), nn.BatchNorm1d(4, affine=False)], "HAT.*norm '1' has no weights"),
+        ("hat", lambda: [nn.Linear(3, 4), nn.BatchNorm1d(4, affine=False)], "HAT.*norm at '1' .* has no weights"),
         ("superposition", lambda: [nn.Unflatten(1, (1, 3)), nn.Conv1d(1, 4, 3), nn.Flatten()], "layer '1' is Conv1d"),
     ],
     ids=["packnet", "wsn", "hat", "hat-norm", "superposition"],
@@ -534,3 +534,36 @@ def test_masks_keep_old_answers_bit_for_bit(name):
 def test_networks_that_a_method_would_get_wrong_are_refused(name, layers, said):
     with pytest.raises(ConfigError, match=said):
         METHODS[name](lambda: nn.Sequential(*layers(), nn.ReLU()), torch.zeros(2, 3), LearnConfig(epochs=1), 0)
+
+
+@pytest.mark.parametrize("weights", [True, False])
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda weights: nn.BatchNorm2d(8, affine=weights),
+        lambda weights: nn.InstanceNorm2d(8, affine=weights),
+        lambda weights: nn.GroupNorm(4, 8, affine=weights),
+        lambda weights: nn.GroupNorm(1, 8, affine=weights),
+        lambda weights: nn.LayerNorm((8, 3, 3), elementwise_affine=weights),
+        lambda weights: nn.RMSNorm((8, 3, 3), elementwise_affine=weights),
+    ],
+    ids=["batch", "instance", "groups", "one-group", "layer", "rms"],
+)
+def test_hat_takes_a_norm_that_attention_reaches_and_refuses_one_that_undoes_it(norm, weights):
+    def trunk():
+        return nn.Sequential(nn.Conv2d(1, 8, 3), norm(weights), nn.ReLU(), nn.Flatten())
+
+    if weights:
+        METHODS["hat"](trunk, torch.zeros(2, 1, 5, 5), LearnConfig(epochs=1), 0)
+    else:
+        with pytest.raises(ConfigError, match="norm at '1' .* has no weights for each unit"):
+            METHODS["hat"](trunk, torch.zeros(2, 1, 5, 5), LearnConfig(epochs=1), 0)
+
+
+def test_hat_refuses_a_norm_over_positions_whose_weights_belong_to_no_unit_and_takes_norms_of_raw_input():
+    layers = [nn.Conv2d(1, 8, 3), nn.LayerNorm((3,)), nn.ReLU(), nn.Flatten()]
+    with pytest.raises(ConfigError, match="norm at '1' .* has no weights for each unit"):
+        METHODS["hat"](lambda: nn.Sequential(*layers), torch.zeros(2, 1, 5, 5), LearnConfig(epochs=1), 0)
+    METHODS["hat"](
+        lambda: nn.Sequential(nn.InstanceNorm2d(1), layers[0], nn.ReLU(), nn.Flatten()), torch.zeros(2, 1, 5, 5), LearnConfig(epochs=1), 0
+    )

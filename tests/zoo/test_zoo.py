@@ -21,7 +21,7 @@ from small import sampled
 
 QUICK = "two-inputs"
 """It learns three tasks in the fast suite, where `test_examples` has transformers, a recurrent one does in CI, the others in the slow suite."""
-NAMES = [pytest.param("swin", marks=pytest.mark.slow), *sampled([name for name in ZOO if name != "swin"], 5)]
+NAMES = [pytest.param("swin", marks=pytest.mark.slow), *sampled([name for name in ZOO if name != "swin"], 8)]
 """To capture one takes a second, a Swin transformer ten."""
 LEARNING = [
     name if name == QUICK else pytest.param(name, marks=pytest.mark.thorough if name == "lstm" else pytest.mark.slow) for name in ZOO
@@ -189,7 +189,7 @@ def test_narrowed_is_the_network_without_the_other_units(name):
     check_narrowed(name, [ZOO[name].example(n) for n in BATCHES], seed=0)
 
 
-@pytest.mark.parametrize("name", sampled((name for name, entry in ZOO.items() if entry.varying), 5))
+@pytest.mark.parametrize("name", sampled((name for name, entry in ZOO.items() if entry.varying), 8))
 def test_narrowed_takes_other_sizes_where_the_network_does(name):
     check_narrowed(name, [make(n) for make in ZOO[name].varying for n in BATCHES], seed=1)
 
@@ -206,7 +206,7 @@ def test_in_double_precision_nothing_is_lost(name):
         assert largest(run(narrow(wiring, state, units).eval(), x), expected) <= 1e-9 * max(1.0, float(expected.abs().max()))
 
 
-@pytest.mark.parametrize(("name", "group"), sampled(EMPTIED, 2))
+@pytest.mark.parametrize(("name", "group"), sampled(EMPTIED, 4))
 def test_a_group_without_units_deletes_its_branch(name, group):
     wiring = wiring_of(name)
     model, _ = stirred(name, 2)

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from clnp import seeds
+from clnp.emit import with_everyone
 from clnp.errors import ConfigError
 from clnp.methods.guards import GuardedNetwork, OwnTensors, check_plain
 from clnp.methods.shared import Shared
-from clnp.wiring import trace
+from clnp.wiring import EVERYONE, Ref, trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -40,6 +41,14 @@ SPEED = 10.0
 """How many times faster than a weight an embedding moves under Adam."""
 CLAMP_EMBEDDING, CLAMP_COSH = 6.0, 50.0
 """Limits of e and of s e, as in the authors' code."""
+SCALE_OF_NORM = {
+    "aten.batch_norm.default": 1,
+    "aten.instance_norm.default": 1,
+    "aten.group_norm.default": 2,
+    "aten.layer_norm.default": 2,
+    "aten.rms_norm.default": 2,
+}
+"""Operations that normalise, and the place of their weights among the arguments."""
 LEAST = 1e-10
 """Weights are multiplied by at least this much attention: with what less would make of them a processor is many times slower, and it is no more than rounding.
 The gradient is that of the attention itself."""
@@ -79,11 +88,15 @@ class Attention(OwnTensors):
             ConfigError: a layer's weights are made of others, or a norm without weights follows.
         """
         check_plain(trunk, "HAT")
-        for name, module in trunk.named_modules():
-            if getattr(module, "running_mean", None) is not None and getattr(module, "weight", None) is None:
+        shared = with_everyone(self.wiring.shared)
+        for node in self.wiring.graph.nodes:
+            if node.op not in SCALE_OF_NORM or bool((self.wiring.values[node.name] == EVERYONE).all()):
+                continue
+            scale = node.args[SCALE_OF_NORM[node.op] :][:1]
+            if not any(isinstance(part, Ref) and not bool(shared[self.wiring.operands[part.name].rows].all()) for part in scale):
                 raise ConfigError(
-                    f"cannot learn with HAT: norm '{name}' has no weights, and undoes whatever attention does before it. "
-                    f"Give it weights (affine=True), or choose another method."
+                    f"cannot learn with HAT: the norm at {node.place} has no weights for each unit, and undoes whatever attention does before it. "
+                    f"Use a norm with a weight for each unit (affine=True, elementwise_affine=True), or choose another method."
                 )
 
     def begin_(self, trunk: nn.Module, index: int) -> None:

@@ -269,7 +269,17 @@ SEARCHES: dict[str, Search] = {
     ),
     "permuted-mnist-100-packnet": Search("permuted-mnist", "packnet", 10, _values("share", 0.1, 0.15, 0.2, 0.25), SMALL, "mlp-100"),
     "permuted-mnist-100-wsn": Search("permuted-mnist", "wsn", 10, _values("share", 0.1, 0.3, 0.5), SMALL, "mlp-100"),
-    "permuted-mnist-100-hat": Search("permuted-mnist", "hat", 10, _values("strength", 0.1, 0.75, 2.0), SMALL, "mlp-100"),
+    "permuted-mnist-100-hat": Search(
+        "permuted-mnist",
+        "hat",
+        10,
+        {
+            **_values("strength", 0.1, 0.75, 2.0),
+            **{f"sgd, lr 0.2, strength {strength}": {"optimizer": "sgd", "lr": 0.2, "strength": strength} for strength in (0.75, 0.1, 2.0)},
+        },
+        SMALL,
+        "mlp-100",
+    ),
     # The small tasks alone: CIFAR-10 has ten times their examples.
     "cifar-single": Search(
         "split-cifar100-10x10",

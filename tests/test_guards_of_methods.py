@@ -556,13 +556,13 @@ def test_hat_takes_a_norm_that_attention_reaches_and_refuses_one_that_undoes_it(
     if weights:
         METHODS["hat"](trunk, torch.zeros(2, 1, 5, 5), LearnConfig(epochs=1), 0)
     else:
-        with pytest.raises(ConfigError, match="norm at '1' .* has no weights for each unit"):
+        with pytest.raises(ConfigError, match=r"norm at '1' .* has no weights for each unit"):
             METHODS["hat"](trunk, torch.zeros(2, 1, 5, 5), LearnConfig(epochs=1), 0)
 
 
 def test_hat_refuses_a_norm_over_positions_whose_weights_belong_to_no_unit_and_takes_norms_of_raw_input():
     layers = [nn.Conv2d(1, 8, 3), nn.LayerNorm((3,)), nn.ReLU(), nn.Flatten()]
-    with pytest.raises(ConfigError, match="norm at '1' .* has no weights for each unit"):
+    with pytest.raises(ConfigError, match=r"norm at '1' .* has no weights for each unit"):
         METHODS["hat"](lambda: nn.Sequential(*layers), torch.zeros(2, 1, 5, 5), LearnConfig(epochs=1), 0)
     METHODS["hat"](
         lambda: nn.Sequential(nn.InstanceNorm2d(1), layers[0], nn.ReLU(), nn.Flatten()), torch.zeros(2, 1, 5, 5), LearnConfig(epochs=1), 0

@@ -107,7 +107,7 @@ SEARCHES: dict[str, Search] = {
         2,
         {
             "as it is": {},
-            **_values("l1", 5e-6, 5e-5, 1e-4, 2e-4),
+            **_values("l1", 5e-5, 1e-4, 2e-4),
             "l1 1e-4, batch 128": {"l1": 1e-4, "batch_size": 128},
             "l1 5e-5, batch 64": {"l1": 5e-5, "batch_size": 64},
             "l1 1e-4, batch 64": {"l1": 1e-4, "batch_size": 64},
@@ -133,7 +133,6 @@ SEARCHES: dict[str, Search] = {
             "l1 1e-5, margin 0.002": {"l1": 1e-5, "margin": 0.002},
             "l1 5e-6, margin 0.002": {"l1": 5e-6, "margin": 0.002},
             "l1 2e-5, margin 0.0005, 10 epochs + 2 x 20": {"finetune_epochs": 20},
-            "l1 1e-5, margin 0.0005": {"l1": 1e-5, "margin": 0.0005},
         },
         {**THIRTY, "batch_size": 64, "claim_weight": 1.0},
     ),
@@ -227,18 +226,6 @@ SEARCHES: dict[str, Search] = {
             "4 epochs + 6, share 0.2": {"epochs": 4, "finetune_epochs": 3, "share": 0.2},
         },
         {**DENSE, "share": 0.1},
-    ),
-    "permuted-mnist-hat-steps": Search(
-        "permuted-mnist",
-        "hat",
-        1,
-        {
-            "batch 512": {"batch_size": 512},
-            "batch 256": {"batch_size": 256},
-            "batch 256, lr 1e-3": {"batch_size": 256, "lr": 1e-3},
-            "batch 256, c 0.1": {"batch_size": 256, "strength": 0.1},
-        },
-        {**DENSE, "epochs": 6, "finetune_epochs": 2},
     ),
     "permuted-mnist-wsn": Search("permuted-mnist", "wsn", 10, _values("share", 0.1, 0.3), DENSE),
     # Fifty tasks have to fit: two units of a hundred a task.

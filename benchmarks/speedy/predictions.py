@@ -99,6 +99,7 @@ def contestants(batch: int) -> dict[str, Callable[[], Callable[[], None]]]:
     return {
         "the full network": lambda: repeat(dense().eval(), batch),
         "20 %, built by hand": lambda: repeat(by_hand().eval(), batch),
+        "20 %, built by hand, torch.compile": lambda: repeat(torch.compile(by_hand().eval()), batch),
         "20 %, clnp's predictor": lambda: repeat(predictor().eval(), batch),
         "20 %, clnp's predictor, torch.compile": lambda: repeat(torch.compile(predictor().eval()), batch),
         "20 %, clnp's predictor, loaded from .pt2": lambda: pt2("predictor", batch),

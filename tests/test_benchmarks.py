@@ -175,6 +175,8 @@ def test_a_number_of_tasks_that_is_not_there_is_refused_before_data_are_read(nam
 def test_missing_data_are_noticed_when_tasks_are_made(name, tmp_path):
     with pytest.raises(DataError, match="there is no directory"):
         BENCHMARKS[name].tasks(tmp_path / "nowhere", 0, 1)
+    with pytest.raises(DataError, match="there is no directory"):
+        BENCHMARKS[name].tasks(str(tmp_path / "nowhere"), 0, 1)
 
 
 @pytest.mark.parametrize("name", NAMES)

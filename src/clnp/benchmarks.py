@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from clnp.data.source import Source
 
 Scenario: TypeAlias = Literal["task-incremental", "domain-incremental", "class-incremental"]
-Build: TypeAlias = Callable[[Path | None, int, int], list[Task]]
+Build: TypeAlias = Callable[[str | PathLike[str] | None, int, int], list[Task]]
 _NamedBuild: TypeAlias = Callable[[str, Path | None, int, int], list[Task]]
 
 
@@ -210,12 +211,12 @@ def _benchmark(
 ) -> Benchmark:
     """Make a Benchmark that refuses a number of tasks it does not have before any data are read."""
 
-    def tasks(data: Path | None, seed: int, n_tasks: int) -> list[Task]:
+    def tasks(data: str | PathLike[str] | None, seed: int, n_tasks: int) -> list[Task]:
         if n_tasks < 1 or (max_tasks is not None and n_tasks > max_tasks):
             limit = "at least 1 task" if max_tasks is None else f"1 to {max_tasks} tasks"
             msg = f"cannot make the tasks of benchmark '{name}': expected {limit}, found {n_tasks}. Ask for another number (--tasks)."
             raise ConfigError(msg)
-        return build(name, data, seed, n_tasks)
+        return build(name, None if data is None else Path(data), seed, n_tasks)
 
     return Benchmark(name, description, scenario, n_tasks, max_tasks, tasks, model, (shape,), config or {})
 

@@ -297,6 +297,19 @@ SEARCHES: dict[str, Search] = {
         },
         MIRRORED,
     ),
+    # Narrow early layers: what the first task leaves of them is too little for any other.
+    "split-cifar100-clnp": Search(
+        "split-cifar100-10x10",
+        "clnp",
+        3,
+        {
+            "as it is": {},
+            "all of stages 1 to 3, 0.25 of stage 4": {"pool": {"block4*": 0.25, "*": "all"}},
+            "pool 0.5": {"pool": 0.5},
+            "all of stages 1 to 3, 0.25 of stage 4, margin 0.01": {"pool": {"block4*": 0.25, "*": "all"}, "margin": 0.01},
+        },
+        {**CIFAR, "epochs": 6, "finetune_epochs": 2, "batch_size": 32},
+    ),
     "cifar-clnp": Search(
         "cifar10-100",
         "clnp",

@@ -90,12 +90,9 @@ class Learner:
         trunk = model
         if head is not None:
             trunk, layer = without_head(model, head, None if made_up else example_input)
-            bias = (
-                torch.zeros(layer.out_features, dtype=torch.float32)
-                if getattr(layer, "bias", None) is None
-                else layer.bias.detach().cpu().clone()
-            )
-            self._original_head = (layer.weight.detach().cpu().clone(), bias)
+            weight = layer.weight.detach().cpu().clone()
+            bias = weight.new_zeros(layer.out_features) if getattr(layer, "bias", None) is None else layer.bias.detach().cpu().clone()
+            self._original_head = (weight, bias)
         self.wiring: Wiring = trace(trunk, example_input)
         trunk = folded(trunk)
         if not self.wiring.n_units:

@@ -103,10 +103,8 @@ def load_(learner: Learner, directory: str | PathLike[str], description: Descrip
         probe = tuple(stored.probe[str(place)] for place in range(len(stored.probe)))
         learner._probe = probe if len(probe) != 1 else probe[0]
     for task, record in stored.records.items():
-        weight, columns = (
-            torch.zeros(len(record.weight), len(learner.wiring.features), dtype=torch.float32),
-            learner._features[record.width],
-        )
+        weight = torch.zeros(len(record.weight), len(learner.wiring.features), dtype=torch.float32)
+        columns = learner._features[record.width]
         if record.weight.shape[1] != len(columns):
             raise DamageError(f"cannot load '{directory}': the head of task '{task}' does not fit the network.")
         weight[:, columns] = record.weight

@@ -90,7 +90,8 @@ class Attention(OwnTensors):
         check_plain(trunk, "HAT")
         shared = with_everyone(self.wiring.shared)
         for node in self.wiring.graph.nodes:
-            if node.op not in SCALE_OF_NORM or bool((self.wiring.values[node.name] == EVERYONE).all()):
+            units = self.wiring.values.get(node.name)
+            if node.op not in SCALE_OF_NORM or units is None or bool((units == EVERYONE).all()):
                 continue
             scale = node.args[SCALE_OF_NORM[node.op] :][:1]
             if not any(isinstance(part, Ref) and not bool(shared[self.wiring.operands[part.name].rows].all()) for part in scale):

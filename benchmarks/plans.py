@@ -147,7 +147,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             Entry("wsn", "wsn", {}, "96.41"),
             Entry("single", "single", {}),
             # The comparison is with those above; these are for orientation.
-            Entry("hat", "hat", SGD, seeds=1),
+            Entry("hat", "hat", {**SGD, "strength": 0.1}, seeds=1),
             Entry("ewc", "ewc", {"strength": 300.0}, seeds=1),
             Entry("si", "si", {"strength": 5.0, "damping": 0.1}, seeds=1),
             Entry("superposition", "superposition", SGD, seeds=1),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import io
 import textwrap
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,8 +78,10 @@ def methods(rows: Rows, title: str) -> Figure:
             range(1, len(values) + 1), values, style, color=colour, lw=2.2 if ours else 1.3, label=f"{label} ({100 * average(runs):.2f})"
         )
     low = sorted(average(runs) for runs in rows.values())
-    if len(low) > 3 and low[1] - low[0] > 0.1:  # fine-tuning would flatten all others into one line
-        axes.set_ylim(bottom=low[1] - 0.01, top=1.0 if low[-1] > 0.99 else low[-1] + 0.004)
+    # What forgets most of what it learns, fine-tuning say, would flatten all others into one line.
+    above = [value for below, value in pairwise(low[:-2]) if value - below > 0.1]
+    if above:
+        axes.set_ylim(bottom=above[-1] - 0.01, top=1.0 if low[-1] > 0.99 else low[-1] + 0.004)
     axes.set(xlabel="tasks learned", ylabel="mean test accuracy so far", title=textwrap.fill(title, 70))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))

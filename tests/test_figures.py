@@ -66,3 +66,21 @@ def test_curves_are_means_over_seeds_of_the_tasks_so_far():
     one = {**run(0.9), "accuracy_matrix": [[0.5, None], [0.6, 0.8]]}
     other = {**run(0.9), "accuracy_matrix": [[0.7, None], [0.8, 1.0]]}
     assert figures.so_far([one, other]) == pytest.approx([0.6, 0.8])
+
+
+@pytest.mark.parametrize(
+    ("averages", "bottom"),
+    [
+        ([0.98, 0.97, 0.95, 0.9, 0.53, 0.48], 0.89),  # two that forget
+        ([0.98, 0.97, 0.95, 0.94, 0.48], 0.93),
+        ([0.98, 0.97, 0.96, 0.95], None),
+        ([0.96, 0.62], None),  # both are what the figure is about
+    ],
+)
+def test_what_forgets_most_does_not_flatten_the_other_lines(averages, bottom):
+    axes = figures.methods({f"row {place}": [run(average)] for place, average in enumerate(averages)}, "title").axes[0]
+    if bottom is None:
+        assert axes.get_ylim()[0] < min(averages)
+    else:
+        assert axes.get_ylim()[0] == pytest.approx(bottom)
+        assert axes.get_ylim()[1] > max(averages)

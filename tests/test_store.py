@@ -398,3 +398,12 @@ def test_buffers_are_restored_whatever_their_layout(tmp_path):
     learn(learner, "a")
     learner.save(tmp_path)
     assert_same(learner, clnp.Learner.load(tmp_path, make()))
+
+
+def test_another_rate_of_a_dropout_is_said_to_be_another_graph(tmp_path):
+    def network(rate):
+        return nn.Sequential(nn.Linear(3, 4), nn.Dropout(rate), nn.ReLU())
+
+    clnp.Learner(network(0.1), torch.zeros(2, 3)).save(tmp_path)
+    with pytest.raises(clnp.StoreError, match=r"the same groups in another graph .*the rate of a dropout say\. Pass the network"):
+        clnp.Learner.load(tmp_path, network(0.2))

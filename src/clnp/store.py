@@ -272,9 +272,12 @@ def check_network(directory: str | PathLike[str], wiring: Wiring, graph: str, de
     here = {group.name: group.n_units for group in wiring.groups}
     if groups == here and description.graph == graph:
         return
-    found = f"groups {here}" if groups != here else f"the same groups in another graph ({graph[:12]}, not {description.graph[:12]})"
+    found, hint = f"groups {here}", ""
+    if groups == here:
+        found = f"the same groups in another graph ({graph[:12]}, not {description.graph[:12]})"
+        hint = ": an operation or one of its numbers differs, the rate of a dropout say"
     raise StoreError(
-        f"cannot load '{directory}': it was made with another network. Expected groups {dict(groups)}, found {found}. "
+        f"cannot load '{directory}': it was made with another network. Expected groups {dict(groups)}, found {found}{hint}. "
         f"Pass the network that it was made with."
     )
 

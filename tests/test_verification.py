@@ -275,6 +275,12 @@ def test_undo_takes_the_newest_task_back_and_purges_another(run, capsys):
     assert call("status", run) == 0
     told = capsys.readouterr().out
     assert "'digits-1' is no more" in told.replace("\n", " ")
+    assert "3 tasks (2 of them undone since)" in told
+    assert [line.split()[:2] for line in told.splitlines() if line.startswith("digits-")] == [
+        ["digits-0", "100.00"],
+        ["digits-1", "(undone)"],
+        ["digits-2", "(undone)"],
+    ]
     assert rundir.read_summary(run)["capacity"]["hidden1"]["claimed"] == {"digits-0": learner.capacity()["hidden1"].claimed["digits-0"]}
     assert call("undo", run, "--task", "never") == 1
     assert "expected one of 'digits-0'" in capsys.readouterr().err

@@ -178,7 +178,7 @@ def results(run: Run) -> RenderableType:
         if has_units:
             cells += [str(sum(getattr(group, kind).get(task.name, 0) for group in run.groups)) for kind in ("claimed", "reused")]
             cells.append(f"{100 * task.margin.paid:.2f}" if task.margin else UNKNOWN)
-        table.add_row(Text(task.name), *cells, duration(task.seconds))
+        table.add_row(Text(task.name + (" (undone)" if task.undone else "")), *cells, duration(task.seconds))
     totals = Table.grid(padding=(0, 2))
     totals.add_row("average accuracy", percent(run.average_accuracy))
     totals.add_row("forgetting", exact(run.forgetting))

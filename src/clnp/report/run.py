@@ -44,7 +44,7 @@ class Margin:
 
 @dataclass(frozen=True)
 class LearnedTask:
-    """One task that was learned; `index` counts from 0, times are in seconds, what was not recorded is None."""
+    """One task that was learned; `index` counts from 0, times are in seconds, what was not recorded is None. `undone`: it is no more."""
 
     index: int
     name: str
@@ -53,6 +53,7 @@ class LearnedTask:
     cpu_seconds: float | None
     margin: Margin | None
     notices: tuple[str, ...]
+    undone: bool = False
 
 
 @dataclass(frozen=True)
@@ -208,6 +209,7 @@ def _finished(directory: Path, started: Started, summary: Summary, log: Log, con
                 cpu_seconds=_get(summary.cpu_seconds_per_task, index),
                 margin=Margin(**margin.model_dump()) if margin else None,
                 notices=learned[name].notices if name in learned else (),
+                undone=name in log.undone,
             )
         )
     capacity = summary.capacity or {}
@@ -251,7 +253,8 @@ def _unfinished(directory: Path, started: Started, log: Log, config: Mapping[str
             paid = record.accuracy_unpruned - record.accuracy if record.margin_paid is None else record.margin_paid
             margin = Margin(record.margin, paid, record.accuracy_unpruned, record.accuracy)
         info = infos.get(record.task, TaskInfo(name=record.task))
-        tasks.append(LearnedTask(index, record.task, info, record.seconds, record.cpu_seconds, margin, record.notices))
+        is_undone = record.task in log.undone
+        tasks.append(LearnedTask(index, record.task, info, record.seconds, record.cpu_seconds, margin, record.notices, is_undone))
     matrix = _matrix(log)
     return Run(
         directory=directory,

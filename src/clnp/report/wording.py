@@ -26,12 +26,14 @@ def verdict(run: Run) -> str:
 
 
 def _extent(run: Run) -> str:
-    """Say how many tasks were learned."""
+    """Say how many tasks were learned, and how many of them were undone."""
+    undone = sum(task.undone for task in run.tasks)
+    gone = f" ({undone} of them undone since)" if undone else ""
     if run.finished:
-        return count(len(run.tasks), "task")
+        return count(len(run.tasks), "task") + gone
     if not run.tasks:
         return f"unfinished: none of {count(run.n_tasks, 'task')} learned yet"
-    return f"unfinished: {len(run.tasks)} of {count(run.n_tasks, 'task')} learned"
+    return f"unfinished: {len(run.tasks)} of {count(run.n_tasks, 'task')} learned{gone}"
 
 
 def _forgetting(run: Run) -> str:

@@ -173,10 +173,9 @@ def run(
     chosen = _settings(settings or [])
     defaults = _read_yaml(file)
     from clnp.experiment import configure
-
-    config = configure(benchmark, method=method, model=model, seed=seed, n_tasks=tasks, settings=chosen, defaults=defaults)
     from clnp.methods import unread
 
+    config = configure(benchmark, method=method, model=model, seed=seed, n_tasks=tasks, settings=chosen, defaults=defaults)
     for key, readers in unread(config.method, chosen).items():
         _say(f"note: method {config.method} does not read '{key}'; {', '.join(readers)} {'does' if len(readers) == 1 else 'do'}")
     out = out or Path("runs") / f"{config.benchmark}-{config.method}-seed{config.seed}"

@@ -348,7 +348,7 @@ def search(trial: Trial, network: SplitNetwork, bar: Bar, slack: int, number: in
     scores[network.pool_units] *= config.claim_weight  # it takes room to keep them, and none to keep what is claimed
     trial.tell("select", number)
     candidates = Candidates(trial, network, bar, slack)
-    branches = {group.name for group in wiring.groups if reaches(wiring, network.visible & ~group.mask(wiring.n_units))}
+    branches = {group.name for group in wiring.claimable if reaches(wiring, network.visible & ~group.mask(wiring.n_units))}
     scores[wiring.shared] = torch.inf
     found = select(
         wiring.split(scores),
@@ -356,7 +356,7 @@ def search(trial: Trial, network: SplitNetwork, bar: Bar, slack: int, number: in
         candidates.measure,
         correct=bar.correct,
         allowed=slack * bar.allowed,
-        may_empty=branches - {group.name for group in wiring.groups if group.shared},
+        may_empty=branches,
         # Few examples are soon asked, and witnesses are not screened.
         screen=candidates.screen if len(trial.data.validation) >= EVIDENCE else None,
     )

@@ -28,7 +28,7 @@ from clnp.files import write_atomic
 from clnp.inputs import cut
 from clnp.methods import METHODS
 from clnp.models import MODELS, mlp
-from plans import QUICK
+from plans import QUICK, ZENKE
 from tables import fullest
 
 RESULTS = Path(__file__).parent / "results" / "search"
@@ -278,6 +278,7 @@ SEARCHES: dict[str, Search] = {
             "batch 32": {"batch_size": 32},
             "lr 2e-3": {"lr": 2e-3},
             "batch 64, lr 5e-4": {"batch_size": 64, "lr": 5e-4},
+            "batch 64, label smoothing 0.1": {"batch_size": 64, "label_smoothing": 0.1},
         },
         CIFAR,
         "zenke",
@@ -296,6 +297,18 @@ SEARCHES: dict[str, Search] = {
             "adam": {},
         },
         MIRRORED,
+    ),
+    # The row of the table, and how its epochs after pruning are spent: in two rounds or in one.
+    "cifar-clnp-rounds": Search(
+        "cifar10-100-mirrored",
+        "clnp",
+        6,
+        {
+            "as it is": {},
+            "one round of six epochs": {"rounds": 1, "finetune_epochs": 6},
+            "one round of six epochs, label smoothing 0.1": {"rounds": 1, "finetune_epochs": 6, "label_smoothing": 0.1},
+        },
+        {**MIRRORED, "epochs": 9, "finetune_epochs": 3, **ZENKE},
     ),
     # Narrow early layers: what the first task leaves of them is too little for any other.
     "split-cifar100-clnp": Search(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -26,13 +27,13 @@ def tasks():
     return BENCHMARKS["digits"].tasks(None, 0, 3)
 
 
-def trunk():
+def trunk(model="mlp-small"):
     with seeded(0, "model"):
-        return MODELS["mlp-small"]((1, 8, 8))
+        return MODELS[model]((1, 8, 8))
 
 
-def make(name, config=CONFIG, seed=0):
-    return METHODS[name](trunk, torch.zeros(2, 1, 8, 8), config, seed)
+def make(name, config=CONFIG, seed=0, model="mlp-small"):
+    return METHODS[name](partial(trunk, model), torch.zeros(2, 1, 8, 8), config, seed)
 
 
 def teach(method, task, progress=lambda event: None):
@@ -69,23 +70,35 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(name, tasks):
     assert not torch.equal(logits(0), logits(1))
 
 
-@every_method
-def test_saved_and_loaded_it_goes_on_as_if_nothing_had_happened(name, tasks, tmp_path):
-    through = make(name)
+SGD = {"optimizer": "sgd", "lr": 0.05}
+# Other optimizers and models than those of every other test, where a method keeps something of them.
+OTHERS = [
+    ("hat", SGD, "mlp-small"),
+    ("hat", SGD, "resnet-small"),
+    ("hat", {}, "vgg-small"),
+    ("si", SGD, "mlp-small"),
+    ("packnet", SGD, "resnet-small"),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "model"), [*((name, {}, "mlp-small") for name in METHODS), *OTHERS])
+def test_saved_and_loaded_it_goes_on_as_if_nothing_had_happened(name, settings, model, tasks, tmp_path):
+    build = partial(make, name, CONFIG.model_copy(update=settings), model=model)
+    through = build()
     for task in tasks[:2]:
         teach(through, task)
         through.save(tmp_path / "through")
-    resumed = make(name)
+    resumed = build()
     teach(resumed, tasks[0])
     resumed.save(tmp_path / "model")
     torch.rand(7)  # a resumed process has drawn other numbers before
-    resumed = make(name)
+    resumed = build()
     resumed.load(tmp_path / "model")
     assert resumed.tasks == (tasks[0].name,)
     resumed.revisit(tasks[:1])
     teach(resumed, tasks[1])
     resumed.save(tmp_path / "model")
-    reloaded = make(name)
+    reloaded = build()
     reloaded.load(tmp_path / "model")
     for task in tasks[:2]:
         x = task.test[0]

@@ -177,13 +177,13 @@ def free_sizes(wiring: Wiring, state: Mapping[str, Tensor], example: Inputs) -> 
     """
     network = whole(wiring, state)
     x = parts(noisy(example, 1))
-    x = x if _runs(network, x) else None
+    x = None if _answer(network, x) is None else x
     sizes = [node.sizes[1:] for node in wiring.graph.inputs]
     lengths = list(dict.fromkeys(size for found in sizes for size in found if size is not None))
     free: list[Any] = [None]  # a length's place is its number
     for length in lengths:
         tied = [(place, dim) for place, found in enumerate(sizes) for dim, size in enumerate(found, start=1) if size == length]
-        if x is None or any(_runs(network, other) for other in _resized(x, tied)):
+        if x is None or any(_answer(network, other) is not None for other in _resized(x, tied)):
             free.append(length)
     return [tuple(free.index(size) if size in free else 0 for size in found) for found in sizes]
 
@@ -192,9 +192,9 @@ def readable(network: fx.GraphModule, examples: Iterable[Inputs], n: int = 3) ->
     """Return n examples, with noise, like the first of some to which a network has a finite answer; None where it has none."""
     for example in examples:
         x = parts(noisy(example, n))
-        with torch.no_grad():
-            if _runs(network, x) and bool(torch.isfinite(network(*x)).all()):
-                return x
+        answer = _answer(network, x)
+        if answer is not None and bool(torch.isfinite(answer).all()):
+            return x
     return None
 
 
@@ -207,14 +207,13 @@ def _resized(x: Sequence[Tensor], tied: Sequence[tuple[int, int]]) -> list[list[
     return [twice, less] if all(x[place].shape[dim] > 1 for place, dim in tied) else []
 
 
-def _runs(network: nn.Module, x: Sequence[Tensor]) -> bool:
-    """Tell whether a network can read some inputs."""
+def _answer(network: nn.Module, x: Sequence[Tensor]) -> Tensor | None:
+    """Return the answer of a network to some inputs; None where it cannot read them."""
     try:
         with torch.no_grad():
-            network(*(part.cpu() for part in x))
+            return network(*(part.cpu() for part in x))
     except (RuntimeError, IndexError):
-        return False
-    return True
+        return None
 
 
 def joined(output: Any) -> Tensor:

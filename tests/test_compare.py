@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import sys
 from statistics import stdev
 
 import pytest
@@ -15,6 +16,7 @@ from clnp.errors import DamageError, StoreError
 from clnp.experiment import configure, run
 from clnp.report import compare, render_comparison
 from clnp.report.compare import flip_test
+from clnp.report.run import read_run
 
 SETTINGS = {"epochs": 1, "rounds": 1, "finetune_epochs": 0, "batch_size": 64}
 
@@ -176,9 +178,32 @@ def test_a_run_whose_settings_cannot_be_read_is_refused_and_an_older_one_had_the
 
 
 def test_a_setting_that_was_not_said_has_no_place_in_a_label(runs, tmp_path):
-    run(configure("digits", method="finetune", seed=3, n_tasks=2, settings={**SETTINGS, "strength": 1.0}), tmp_path / "strong")
-    found = compare([runs["finetune-0"], tmp_path / "strong"])
-    assert sorted(row.label for row in found.rows) == ["finetune", "finetune strength=1.0"]
+    for name, said in (("weak", {}), ("strong", {"strength": 1.0})):
+        run(configure("digits", method="si", seed=3, n_tasks=2, settings={**SETTINGS, **said}), tmp_path / name)
+    found = compare([tmp_path / "weak", tmp_path / "strong"])
+    assert sorted(row.label for row in found.rows) == ["si", "si strength=1.0"]
+
+
+def test_a_setting_that_a_method_does_not_read_parts_no_seeds(runs, tmp_path):
+    run(configure("digits", method="finetune", seed=3, n_tasks=2, settings={**SETTINGS, "margin": 0.05}), tmp_path / "margin")
+    (row,) = compare([runs["finetune-0"], tmp_path / "margin"]).rows
+    assert (row.label, row.seeds) == ("finetune", (0, 3))
+
+
+def test_tasks_of_one_name_and_other_data_are_not_paired(runs, monkeypatch):
+    """The angles of a rotated benchmark depend on how many tasks were planned: a run that ended early has others."""
+
+    def turned(directory):
+        found = read_run(directory)
+        if found.method != "single":
+            return found
+        infos = [task.info.model_copy(update={"details": {**task.info.details, "angle_degrees": 30.0}}) for task in found.tasks]
+        return dataclasses.replace(found, tasks=tuple(dataclasses.replace(t, info=i) for t, i in zip(found.tasks, infos, strict=True)))
+
+    monkeypatch.setattr(sys.modules[flip_test.__module__], "read_run", turned)
+    with pytest.raises(StoreError, match=r"task 'digits-0' of one is not the task 'digits-0' of the other"):
+        compare(of(runs, "finetune-0", "single-0"))
+    compare(of(runs, "finetune-1", "single-0"))  # other seeds have other tasks anyway
 
 
 def test_a_page_goes_where_it_can_and_the_table_is_printed_anyway(runs, tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from clnp.methods.packnet import Packing
 from clnp.methods.si import PathIntegral
 from clnp.methods.superposition import Contexts
 from clnp.methods.wsn import Subnetworks, TopShare
+from clnp.models import MODELS
 from clnp.sources import TensorExamples
 from clnp.wiring import trace
 
@@ -313,6 +315,37 @@ def test_a_complex_convolution_pads_both_of_its_parts_alike():
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("kind", ["binary", "complex", "rotation"])
+def test_a_head_that_all_tasks_share_has_a_context_before_it(kind, tmp_path):
+    def trunk():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(3, 8), nn.ReLU())
+
+    def make():
+        return METHODS["superposition"](trunk, torch.zeros(2, 3), LearnConfig(epochs=1, contexts=kind, head="single"), 0)
+
+    method = make()
+    for task in ("one", "two"):
+        method.learn(task, (X, Y), (X, Y), 2, lambda _: None)
+    guard, (head,) = method.guard, method.heads
+    x = torch.rand(5, 8)
+    guard.context(X, 0)
+    first, context = head(guard.features(x)), guard.drawn("head", 8)
+    guard.context(X, 1)
+    assert not torch.allclose(first, head(guard.features(x)))
+    weight, bias = head.weight, head.bias
+    expected = {
+        "binary": lambda: (x * context) @ weight.T,
+        "rotation": lambda: x @ context.T @ weight.T,
+        "complex": lambda: ((x * torch.exp(1j * context)) @ (weight[:, :8] - 1j * weight[:, 8:]).T).real,
+    }[kind]()
+    torch.testing.assert_close(first, expected + bias)
+    method.save(tmp_path)
+    loaded = make()
+    loaded.load(tmp_path)
+    assert torch.equal(loaded.predict(X, "one"), method.predict(X, "one"))
+
+
 def test_biases_which_no_context_reaches_are_each_task_s_own():
     def trunk():
         torch.manual_seed(0)
@@ -528,12 +561,113 @@ def test_masks_keep_old_answers_bit_for_bit(name):
         ("hat", lambda: [nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))], "HAT.*layer '0'.*weight norm"),
         ("hat", lambda: [nn.Linear(3, 4), nn.BatchNorm1d(4, affine=False)], "HAT.*norm at '1' .* has no weights"),
         ("superposition", lambda: [nn.Unflatten(1, (1, 3)), nn.Conv1d(1, 4, 3), nn.Flatten()], "layer '1' is Conv1d"),
+        ("hat", lambda: [nn.Linear(3, 4), nn.Sigmoid(), nn.Linear(4, 4)], "HAT: units of '0' put out something"),
+        (
+            "hat",
+            lambda: [nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.Softplus(), nn.Linear(4, 4)],
+            "HAT: units of '2' put out something",
+        ),
+        *((name, lambda: [_older(nn.utils.weight_norm)], "layer '0'.*weight norm") for name in ("packnet", "wsn", "hat")),
+        ("packnet", lambda: [_older(nn.utils.spectral_norm)], "layer '0'.*weight norm"),
     ],
-    ids=["packnet", "wsn", "hat", "hat-norm", "superposition"],
 )
 def test_networks_that_a_method_would_get_wrong_are_refused(name, layers, said):
     with pytest.raises(ConfigError, match=said):
         METHODS[name](lambda: nn.Sequential(*layers(), nn.ReLU()), torch.zeros(2, 3), LearnConfig(epochs=1), 0)
+
+
+@pytest.mark.parametrize("name", ["single", "vgg", "attention", "gates"])
+def test_hat_takes_what_is_silent_without_attention(name):
+    """A sigmoid at the end is read by heads alone, which no later task moves; a gate's 0.5 is multiplied by a unit's 0."""
+
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.read, self.layer = nn.Linear(8, 16), nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True)
+
+        def forward(self, x):
+            return self.layer(self.read(x)).mean(1)
+
+    class Gates(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.gate, self.b = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            x = self.a(x).relu()
+            return self.b(x * self.gate(x).sigmoid()).relu()
+
+    trunks = {
+        "single": (lambda: nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 4), nn.Sigmoid()), X[:2]),
+        "vgg": (lambda: MODELS["vgg-small"]((1, 8, 8)), torch.zeros(2, 1, 8, 8)),
+        "attention": (Encoder, torch.zeros(2, 4, 8)),
+        "gates": (Gates, X[:2]),
+    }
+    METHODS["hat"](*trunks[name], LearnConfig(epochs=1), 0)
+
+
+@pytest.mark.parametrize(("n_steps", "n_epochs"), [(1, 20), (2, 9), (3, 7), (8, 3), (40, 2)])
+def test_hat_anneals_over_at_least_eight_steps_and_ends_at_the_highest(n_steps, n_epochs):
+    trunk = nn.Sequential(nn.Linear(3, 5), nn.ReLU())
+    guard = Attention(trace(trunk, X[:2]), 0.0, 0)
+    guard.begin_(trunk, 0)
+    guard.steps_per_epoch, guard.n_epochs = n_steps, n_epochs
+    seen = []
+    for step in range(n_steps * n_epochs):
+        guard.step.fill_(step)
+        guard.effective(dict(trunk.named_parameters()))
+        seen.append(guard._s)
+    assert seen[-1] == 400.0
+    assert len({round(s, 3) for s in seen}) == max(n_steps, 8)
+
+
+@pytest.mark.parametrize("name", ["packnet", "wsn"])
+def test_norms_biases_and_what_is_frozen_are_no_weights_that_tasks_share_out(name):
+    class Trunk(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.norm, self.bias_map = nn.Conv2d(1, 8, 3), nn.LayerNorm((8, 3, 3)), nn.Parameter(torch.ones(8, 1, 1))
+            self.frozen = nn.Linear(72, 16)
+            self.frozen.requires_grad_(False)
+
+        def forward(self, x):
+            return self.frozen((self.norm(self.conv(x)) + self.bias_map).relu().flatten(1)).relu()
+
+    x = torch.randn(64, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+    config = LearnConfig(epochs=2, rounds=1, finetune_epochs=1, batch_size=16)
+    method = METHODS[name](Trunk, torch.zeros(2, 1, 5, 5), config, 0)
+    method.learn("one", (x, Y), (x, Y), 2, lambda _: None)
+    seen = method.guard.view(dict(method.trunk.named_parameters()), 0)
+    assert (seen["conv.weight"] == 0).any()
+    for whole in ("norm.weight", "norm.bias", "bias_map", "frozen.weight"):
+        assert not (seen[whole] == 0).any(), whole
+    assert torch.equal(seen["frozen.weight"], Trunk().frozen.weight)
+    before = method.predict(x, "one")
+    method.learn("two", (x, 1 - Y), (x, 1 - Y), 2, lambda _: None)
+    assert torch.equal(method.predict(x, "one"), before)
+
+
+@pytest.mark.parametrize("name", ["finetune", "joint", "packnet", "wsn", "hat", "superposition", "si", "ewc"])
+def test_an_average_over_all_batches_is_one_over_those_of_the_task(name, monkeypatch):
+    """With momentum=None a norm averages over every batch that it has seen: a later task's statistics would be those of all tasks."""
+
+    def trunk():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.BatchNorm1d(3, momentum=None), nn.Linear(3, 8), nn.ReLU())
+
+    method = METHODS[name](trunk, torch.zeros(2, 3), LearnConfig(epochs=2, rounds=1, finetune_epochs=1, batch_size=16), 0)
+    for task, shift in (("one", 0.0), ("two", 10.0)):
+        method.learn(task, (X + shift, Y), (X + shift, Y), 2, lambda _: None)
+    expected = X.mean(0) + (5.0 if name == "joint" else 10.0)
+    torch.testing.assert_close(method.trunk[0].running_mean, expected, atol=0.2, rtol=0)
+    assert int(method.trunk[0].num_batches_tracked) == {"joint": 24, "packnet": 4}.get(name, 12)
+
+
+def _older(norm):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return norm(nn.Linear(3, 4))
 
 
 @pytest.mark.parametrize("weights", [True, False])

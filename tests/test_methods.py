@@ -14,10 +14,11 @@ from torch import nn
 from clnp.benchmarks import BENCHMARKS
 from clnp.config import LearnConfig
 from clnp.errors import ConfigError, DamageError, DataError, StoreError, TaskError, TrainingError
-from clnp.methods import METHODS, METHODS_OF, joint, shared, unread
+from clnp.methods import METHODS, METHODS_OF, shared, unread
 from clnp.methods.dense import STATE
 from clnp.models import MODELS
 from clnp.seeds import seeded
+from clnp.training import IMPOSSIBLE
 
 CONFIG = LearnConfig(epochs=2, rounds=1, finetune_epochs=1, batch_size=64)
 
@@ -372,8 +373,8 @@ def test_the_upper_bound_sees_all_examples_so_far_in_every_epoch(tasks, monkeypa
     assert [len(train) for _, train in seen] == list(itertools.accumulate(len(task.train[1]) for task in tasks))
     network, train = seen[-1]
     logits = network((*[part[:1] for part in train.x[:-1]], torch.tensor([1])))
-    assert (logits[0, [0, 1, 4, 5]] == joint.FAR).all(), "classes of other tasks are no answers"
-    assert (logits[0, 2:4] > joint.FAR / 2).all()
+    assert (logits[0, [0, 1, 4, 5]] == IMPOSSIBLE).all(), "classes of other tasks are no answers"
+    assert (logits[0, 2:4] > IMPOSSIBLE / 2).all()
 
 
 @every_method
@@ -436,6 +437,92 @@ WRONG = {
     "no number": (lambda x, y: (x.where(x > 0, torch.nan), y), "NaN"),
     "a label too large": (lambda x, y: (x, y + 1), "expected labels 0 to 1, found 2"),
 }
+
+
+@pytest.mark.parametrize("name", ["finetune", "superposition", "joint"])
+def test_a_task_trains_and_is_counted_with_its_own_rows_of_a_shared_head_alone(name, tasks):
+    """A task of three classes came first: the second of two has as good as none of the third's logit to learn, and none to answer."""
+    config = CONFIG.model_copy(update={"head": "single", "schedule": "constant"})
+    method = make(name, config)
+    wide = [(x, y + 1) for x, y in (tasks[0].train, tasks[0].validation)]
+    method.learn("wide", *wide, 3, lambda event: None)
+    row = method.heads[0].weight[2].detach().clone()
+    told = teach(method, tasks[1])
+    x, y = tasks[1].validation
+    assert told["accuracy"] == pytest.approx(float((method.predict(x, tasks[1].name).argmax(1) == y).float().mean()))
+    if name != "joint":  # it goes on learning the first task
+        assert torch.equal(method.heads[0].weight[2], row)
+
+
+def test_labels_are_smoothed_over_the_classes_that_a_task_has(tasks):
+    config = LearnConfig(epochs=10, rounds=1, finetune_epochs=0, batch_size=32, label_smoothing=0.1)
+    method, losses = make("joint", config), []
+    for task in tasks:
+        teach(method, task, lambda event: losses.append(event["loss"]))
+    assert losses[-1] < 0.5
+    for task in tasks:
+        x, y = task.test
+        assert (method.predict(x, task.name).argmax(1) == y).float().mean() > 0.95
+
+
+def test_the_upper_bound_asks_for_data_that_it_does_not_have(tasks, tmp_path):
+    method = make("joint")
+    teach(method, tasks[0])
+    method.save(tmp_path)
+    loaded = make("joint")
+    loaded.load(tmp_path)
+    with pytest.raises(TaskError, match=r"data of those that were loaded are missing.*revisit"):
+        teach(loaded, tasks[1])
+    loaded.revisit(tasks[:1])
+    teach(loaded, tasks[1])
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(64, 64), nn.Linear(64, 64)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        return self.b(self.a(x.flatten(1)).relu()).relu()
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in {"clnp", "hat"}])
+def test_tied_weights_are_saved_and_loaded(name, tasks, tmp_path):
+    def build():
+        return METHODS[name](Tied, torch.zeros(2, 1, 8, 8), CONFIG, 0)
+
+    method = build()
+    for task in tasks[:2]:
+        teach(method, task)
+        method.save(tmp_path)
+    loaded = build()
+    loaded.load(tmp_path)
+    x = tasks[0].test[0]
+    assert torch.equal(loaded.predict(x, tasks[0].name), method.predict(x, tasks[0].name))
+
+
+def test_springs_hold_what_is_trained_where_a_frozen_layer_cannot_be_vectorised(tasks):
+    class Frozen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gru, self.out = nn.GRU(64, 8, batch_first=True), nn.Linear(8, 8)
+            self.gru.requires_grad_(False)
+
+        def forward(self, x):
+            return self.out(self.gru(x.flatten(1)[:, None])[0][:, -1]).relu()
+
+    method = METHODS["ewc"](Frozen, torch.zeros(2, 1, 8, 8), CONFIG.model_copy(update={"epochs": 1}), 0)
+    teach(method, tasks[0])
+    assert (method.guard.stiffness.get_buffer("out/weight") > 0).any()
+
+
+@every_method
+def test_data_of_one_class_are_refused(name, tasks):
+    x, y = tasks[0].train
+    with pytest.raises(DataError, match="hold a single class"):
+        make(name).learn("same", (x, torch.zeros_like(y)), tasks[0].validation, 2, lambda _: None)
 
 
 @every_method

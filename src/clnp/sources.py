@@ -255,6 +255,16 @@ def check_n_classes(name: str, n_classes: int) -> None:
         raise DataError(f"cannot learn task '{name}': a classifier needs at least two classes, found {n_classes}.")
 
 
+def check_several(name: str, y: Tensor) -> None:
+    """Check that training data show more than one class.
+
+    Raises:
+        DataError: they do not.
+    """
+    if len(torch.unique(y)) < 2:
+        raise DataError(f"cannot learn task '{name}': its training data hold a single class; a classifier needs at least two.")
+
+
 def check_unused(name: str, tasks: Collection[str]) -> None:
     """Check that no task of that name is learned already.
 
@@ -318,8 +328,7 @@ def open_data(
     for part in known:
         check_labels(part.y, n_classes, what_held_out if part is held_out else what)
     seen = whole if isinstance(whole, TensorExamples) else sample
-    if len(torch.unique(seen.y)) < 2:
-        raise DataError(f"cannot learn task '{name}': its training data hold a single class; a classifier needs at least two.")
+    check_several(name, seen.y)
     if isinstance(whole, StreamExamples):
         whole = replace(whole, forms=forms)
     return TaskData(_long(whole), _long(held_out), _long(sample), n_classes)

@@ -33,6 +33,8 @@ EVALUATION_BATCH = 250
 """Examples in one step without gradient: a convolutional network's values still fit the cache, a dense one loses nothing."""
 ESTIMATE_BATCH = 250
 ESTIMATE_EXAMPLES = 500
+IMPOSSIBLE = -1e9
+"""The logit of a class that an example cannot have, where one network answers for several tasks: a number, for infinity times zero is none."""
 """Examples from which batch-norm statistics are estimated again, always the same ones, for every candidate network. Of the
 small VGG and ResNet, narrowed to 50, 70 and 85 %, 4,000 examples gave the same accuracy within the spread over samples."""
 
@@ -234,7 +236,7 @@ def fit(
                     _check_batch(network, y, n_classes, task)
                 with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
                     logits = network(x, meets)
-                loss = F.cross_entropy(logits.float(), y, label_smoothing=config.label_smoothing)
+                loss = cross_entropy(logits.float(), y, config.label_smoothing)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 if l1:
@@ -278,6 +280,20 @@ def _diverged(network: Trainable, task: str, phase: str, epoch: int, what: str) 
         f"learning task '{task}' was abandoned in epoch {epoch + 1} of phase '{phase}': {what} became NaN or infinite. "
         f"{untouched} untouched. Lower the learning rate{strength}, or look for extreme values in the data."
     )
+
+
+def cross_entropy(logits: Tensor, y: Tensor, label_smoothing: float) -> Tensor:
+    """Return the mean cross-entropy; labels are smoothed over the classes that an example can have, see `IMPOSSIBLE`.
+
+    >>> float(cross_entropy(torch.tensor([[1.0, 1.0, IMPOSSIBLE]]), torch.tensor([0]), 0.1)) == float(torch.tensor(2.0).log())
+    True
+    """
+    possible = logits > IMPOSSIBLE
+    if not label_smoothing or bool(possible.all()):
+        return F.cross_entropy(logits, y, label_smoothing=label_smoothing)
+    log_p = F.log_softmax(logits, 1)
+    spread = -(log_p * possible).sum(1) / possible.sum(1)
+    return ((1 - label_smoothing) * F.nll_loss(log_p, y, reduction="none") + label_smoothing * spread).mean()
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from clnp.errors import DamageError, StoreError, first_line
 from clnp.files import digest, read_bounded, write_atomic
 from clnp.inputs import parts
 from clnp.parsing import parse_json
-from clnp.sources import TensorExamples, check, check_labels, check_n_classes, check_unused
+from clnp.sources import TensorExamples, check, check_labels, check_n_classes, check_several, check_unused
 from clnp.work import Work, fingerprint
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def checked(
         check(TensorExamples(x, y), what, like)
         check_labels(y, n_classes, what)
         found.append(TensorExamples(x, y.long()))
+    check_several(name, found[0].y)
     return found[0], found[1]
 
 
@@ -142,8 +143,11 @@ def fit_dense_(
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Write a safetensors file as a whole, and return its SHA-256: a crash leaves no half of it under its name."""
-    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    """Write a safetensors file as a whole, and return its SHA-256: a crash leaves no half of it under its name.
+
+    Tensors are copied: safetensors refuses some that share memory, and tied weights do.
+    """
+    data = save({name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()})
     write_atomic(path, data)
     return digest(data)
 

@@ -215,7 +215,7 @@ class Springs(Guard):
         network.eval()
         rows = torch.randperm(len(train), generator=seeds.generator(*place))[:FISHER_EXAMPLES]
         x = to_device(take(train.x, rows), network.head_bias.device)
-        names = [f"trunk.{name}" for name, _ in network.trunk.named_parameters()]
+        names = [f"trunk.{name}" for name, parameter in network.trunk.named_parameters() if parameter.requires_grad]
         for name, fisher in fisher_diagonal(network, names, x).items():
             short = name.removeprefix("trunk.")
             stiffness, pull = getattr(self.stiffness, key(short)), getattr(self.pull, key(short))

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
 from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from clnp.dropout import CheapDropout
 from clnp.errors import ConfigError
@@ -25,18 +28,23 @@ if TYPE_CHECKING:
     from clnp.sources import TensorExamples
 
 
+NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+
 class Guard(nn.Module):
     """The guard of plain fine-tuning: it protects nothing. The others change what they need to.
 
     Attributes:
         shields_heads: whether a head that all tasks share is as safe with it as the trunk; else every task must have its own.
         steps_per_epoch: of the task under way, for guards that change with the step.
+        n_epochs: as many epochs it has at most.
 
     Buffers are named after parameters of the trunk, whose dots they cannot have: see `key`.
     """
 
     shields_heads: bool = True
     steps_per_epoch: int = 1
+    n_epochs: int = 1
 
     def stages(self, config: LearnConfig) -> list[int]:
         """Return how many epochs each stage of a task's training has; `trained_` comes after each."""
@@ -68,6 +76,14 @@ class Guard(nn.Module):
     def context(self, x: Inputs, index: int) -> Any:
         """Return the examples as task `index` sees them."""
         return x
+
+    def n_read(self, n_features: int) -> int:
+        """Return how many numbers a head reads where the trunk puts out so many."""
+        return n_features
+
+    def features(self, features: Tensor) -> Tensor:
+        """Return what the head reads of the trunk's output, for the task whose `context` was asked for last."""
+        return features
 
     def before_step_(self, trunk: nn.Module) -> None:
         """Change the gradients, before the optimizer moves the weights."""
@@ -119,11 +135,35 @@ def check_plain(trunk: nn.Module, what: str) -> None:
         ConfigError: a layer is parametrized, with weight norm say.
     """
     for name, module in trunk.named_modules():
-        if parametrize.is_parametrized(module):
+        hooks = module._forward_pre_hooks.values()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the older form of both norms
+        if parametrize.is_parametrized(module) or any(isinstance(hook, WeightNorm | SpectralNorm) for hook in hooks):
             raise ConfigError(
                 f"cannot learn with {what}: it needs weights that are parameters, and those of layer '{name}' are computed from others "
                 f"(weight norm or the like). Remove the parametrization, or choose another method."
             )
+
+
+def weights_of(trunk: nn.Module) -> tuple[str, ...]:
+    """Return the names of the parameters whose numbers tasks share out among themselves.
+
+    Not those of norms and no biases, whatever shape they have: where one is zero its unit is silent, and stays so. And none that is frozen.
+    """
+    of_norms = {id(parameter) for module in trunk.modules() if isinstance(module, NORMS) for parameter in module.parameters()}
+    return tuple(
+        name
+        for name, parameter in trunk.named_parameters()
+        if parameter.dim() > 1
+        and parameter.requires_grad
+        and id(parameter) not in of_norms
+        and not name.rpartition(".")[2].startswith("bias")
+    )
+
+
+def restart_averages_(trunk: nn.Module) -> None:
+    """Let batch norms that average over all batches (`momentum=None`) average over those from here on: the earlier ones are another task's."""
+    for module in trunk.modules():
+        if isinstance(module, _NormBase) and module.momentum is None and module.num_batches_tracked is not None:
+            module.num_batches_tracked.zero_()
 
 
 class Holding(OwnTensors):
@@ -172,16 +212,20 @@ def key(name: str) -> str:
 
 
 class GuardedNetwork(nn.Module):
-    """A trunk, one head and a guard, (B, *shape) -> (B, n_classes), in the form that `clnp.training.fit` trains."""
+    """A trunk, one head and a guard, (B, *shape) -> (B, n_classes), in the form that `clnp.training.fit` trains.
 
-    def __init__(self, trunk: nn.Module, head: nn.Linear, guard: Guard, index: int) -> None:
+    Args:
+        trunk: the network without a head.
+        head: of the task, or of all tasks: then it may have more rows than the task has classes.
+        guard: protects earlier tasks.
+        index: number of the task.
+        n_classes: of the task; by default all of the head's.
+    """
+
+    def __init__(self, trunk: nn.Module, head: nn.Linear, guard: Guard, index: int, n_classes: int | None = None) -> None:
         super().__init__()
         self.trunk, self.head, self.guard, self.index = trunk, head, guard, index
-
-    @property
-    def out_features(self) -> int:
-        """How many classes there are."""
-        return self.head.out_features
+        self.out_features = head.out_features if n_classes is None else n_classes
 
     @property
     def head_bias(self) -> Tensor:
@@ -210,4 +254,6 @@ class GuardedNetwork(nn.Module):
         seen = parts(self.guard.context(x, self.index))
         effective = self.guard.effective(dict(self.trunk.named_parameters()))
         with CheapDropout():
-            return self.head(self.trunk(*seen) if effective is None else functional_call(self.trunk, dict(effective), seen))
+            features = self.trunk(*seen) if effective is None else functional_call(self.trunk, dict(effective), seen)
+        logits = self.head(self.guard.features(features))
+        return logits if self.out_features == self.head.out_features else logits[:, : self.out_features]

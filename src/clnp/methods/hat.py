@@ -6,11 +6,13 @@ tasks, :math:`a^{<t}`, the update of a weight from unit j to unit i is multiplie
 :math:`c \sum_i a_i (1 - a_i^{<t}) / \sum_i (1 - a_i^{<t})`. Gradients of embeddings are rescaled for the annealing (equation 6 of the paper).
 
 Reference: Serra et al. 2018. Departures: units are those of our wiring, so that tied layers share their attention, and any network that it
-understands will do; attention multiplies a unit's weights and bias, which for ReLU and linear layers is to multiply its output; the update is
+understands will do; attention multiplies a unit's weights and bias, which for ReLU and linear layers is to multiply its output, and for others that put out 0 where they get 0 (tanh, GELU) comes to the same where attention is 0 or 1; the update is
 scaled, not the gradient, for Adam would undo the scaling of a gradient. Adam moves every parameter by about the learning rate in a step, however large
 its gradient; with the few and large steps of our training an embedding would hardly move from where it was drawn. So under Adam what is trained is
 e / 10. SGD, which the authors have, moves embeddings by their rescaled gradients, and weighs the sparsity term by c, which Adam does not.
-Its momentum is 0.9 by default, which they do without, and gradients are not clipped. Each task keeps its own running statistics of batch norms, which no attention shields.
+Its momentum is 0.9 by default, which they do without, and gradients are not clipped. With fewer than eight
+steps in an epoch s is annealed over several epochs, and reaches its highest in the last step. Each task keeps its own running statistics of batch norms, which no attention shields.
+Units that put out something without attention, a sigmoid's 0.5 say, cannot be shielded: networks in which other units read them are refused.
 """
 
 from __future__ import annotations
@@ -19,13 +21,16 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from clnp import seeds
 from clnp.emit import with_everyone
 from clnp.errors import ConfigError
+from clnp.inputs import parts
 from clnp.methods.guards import GuardedNetwork, OwnTensors, check_plain
 from clnp.methods.shared import Shared
-from clnp.wiring import EVERYONE, Ref, trace
+from clnp.narrow import joined
+from clnp.wiring import EVERYONE, Ref, noisy, trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -49,6 +54,8 @@ SCALE_OF_NORM = {
     "aten.rms_norm.default": 2,
 }
 """Operations that normalise, and the place of their weights among the arguments."""
+STEPS = 8
+"""Annealing takes at least so many steps: with one or two, attention would be one half while it is trained, and never in between."""
 LEAST = 1e-10
 """Weights are multiplied by at least this much attention: with what less would make of them a processor is many times slower, and it is no more than rounding.
 The gradient is that of the attention itself."""
@@ -62,6 +69,7 @@ class Attention(OwnTensors):
         strength: c.
         seed: of the embeddings.
         speed: how many times faster than a weight an embedding moves.
+        example: a batch of the trunk's input, on which `check` tries whether units without attention are silent.
     """
 
     shields_heads = False
@@ -69,9 +77,9 @@ class Attention(OwnTensors):
     """a of earlier tasks, the largest: (n_units + 1,); the last place answers for raw input, which everybody uses."""
     step: Tensor
 
-    def __init__(self, wiring: Wiring, strength: float, seed: int, speed: float = SPEED) -> None:
+    def __init__(self, wiring: Wiring, strength: float, seed: int, speed: float = SPEED, example: Inputs | None = None) -> None:
         super().__init__()
-        self.wiring, self.strength, self.seed, self.speed = wiring, strength, seed, speed
+        self.wiring, self.strength, self.seed, self.speed, self.example = wiring, strength, seed, speed, example
         self.embeddings = nn.ParameterList()  # e / speed
         used = torch.zeros(wiring.n_units + 1)
         used[-1] = 1.0
@@ -99,6 +107,26 @@ class Attention(OwnTensors):
                     f"cannot learn with HAT: the norm at {node.place} has no weights for each unit, and undoes whatever attention does before it. "
                     f"Use a norm with a weight for each unit (affine=True, elementwise_affine=True), or choose another method."
                 )
+        for group in self.wiring.claimable:
+            if self.example is not None and not self._silent(trunk, group.mask(self.wiring.n_units)):
+                raise ConfigError(
+                    f"cannot learn with HAT: units of '{group.name}' put out something when they get no attention (a sigmoid's 0.5, say), and other units read it: "
+                    f"old answers would change. Use activations that are 0 at 0 (ReLU, tanh, GELU), or choose another method."
+                )
+
+    @torch.no_grad()
+    def _silent(self, trunk: nn.Module, units: Tensor) -> bool:
+        """Tell whether it makes no difference what other weights read of some units that get no attention."""
+        attention = torch.cat([1.0 - units.float(), torch.ones(1)])
+        once = self._masked({name: parameter.detach().cpu() for name, parameter in trunk.named_parameters()}, attention)
+        other = dict(once)
+        for name, labels in self.wiring.parameters.items():
+            if name in once and labels.columns is not None:
+                read = _along(torch.cat([units, torch.zeros(1, dtype=torch.bool)])[labels.columns], labels.column_dim, once[name])
+                other[name] = torch.where(read, once[name] + 1, once[name])
+        assert self.example is not None
+        answers = [joined(functional_call(trunk.eval(), tensors, parts(noisy(self.example, 2)))) for tensors in (once, other)]
+        return torch.allclose(*answers, rtol=1e-4, atol=1e-6)
 
     def begin_(self, trunk: nn.Module, index: int) -> None:
         """Draw an embedding; the others are trained no more."""
@@ -140,7 +168,8 @@ class Attention(OwnTensors):
         """Return weights times attention, at the temperature of this step; in evaluation at the highest."""
         self._s = LARGEST
         if self.training:
-            part = (int(self.step) % self.steps_per_epoch) / max(self.steps_per_epoch - 1, 1)
+            period = max(self.steps_per_epoch, STEPS)
+            part = ((int(self.step) - self.n_epochs * self.steps_per_epoch) % period) / (period - 1)
             self._s = 1 / LARGEST + (LARGEST - 1 / LARGEST) * part
         return self._masked(parameters, self.attention(len(self.embeddings) - 1, self._s))
 
@@ -188,4 +217,5 @@ def _along(values: Tensor, dim: int, like: Tensor) -> Tensor:
 def hat(make_trunk: Callable[[], nn.Module], example: Inputs, config: LearnConfig, seed: int) -> Shared:
     """Hard attention to the task (Serra et al. 2018): learned attention to units, which shields what earlier tasks use."""
     wiring, strength = trace(make_trunk(), example), 0.75 if config.strength is None else config.strength
-    return Shared(make_trunk, example, config, seed, Attention(wiring, strength, seed, 1.0 if config.optimizer == "sgd" else SPEED))
+    speed = 1.0 if config.optimizer == "sgd" else SPEED
+    return Shared(make_trunk, example, config, seed, Attention(wiring, strength, seed, speed, example))

@@ -5,36 +5,46 @@ An epoch of task t goes through the data of all tasks up to t, so that the last 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from clnp.dropout import CheapDropout
+from clnp.errors import TaskError
 from clnp.inputs import join, parts
 from clnp.methods.guards import Guard
 from clnp.methods.shared import Shared
 from clnp.sources import TensorExamples
+from clnp.training import IMPOSSIBLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from clnp.config import LearnConfig
     from clnp.data.task import Task
     from clnp.inputs import Inputs
 
-FAR = -1e9
-"""The logit of a class of another task."""
-
 
 class ManyHeads(nn.Module):
-    """A trunk and the heads of all tasks: (x, task numbers) -> logits of all classes, those of other tasks far below."""
+    """A trunk and the heads of all tasks: (x, task numbers) -> logits of all classes, those that the task does not have far below.
 
-    def __init__(self, trunk: nn.Module, heads: Sequence[nn.Linear]) -> None:
+    Args:
+        trunk: the network without heads.
+        heads: one for each task, or one for all.
+        n_classes: of each task.
+    """
+
+    def __init__(self, trunk: nn.Module, heads: Sequence[nn.Linear], n_classes: Sequence[int]) -> None:
         super().__init__()
         self.trunk, self.heads = trunk, nn.ModuleList(heads)
-        self.task_of = torch.cat([torch.full((head.out_features,), task) for task, head in enumerate(heads)])
-        self.out_features = len(self.task_of)
+        self.starts = [0] * len(n_classes) if len(heads) == 1 else [sum(n_classes[:task]) for task in range(len(n_classes))]
+        """The first class of each task."""
+        self.out_features = sum(head.out_features for head in heads)
+        classes = torch.arange(self.out_features)
+        ends = zip(self.starts, n_classes, strict=True)
+        self.possible = torch.stack([(classes >= start) & (classes < start + n) for start, n in ends])
 
     @property
     def head_bias(self) -> Tensor:
@@ -52,7 +62,7 @@ class ManyHeads(nn.Module):
         with CheapDropout():
             features = self.trunk(*seen)
         logits = torch.cat([head(features) for head in self.heads], 1)
-        return logits.masked_fill(self.task_of.to(logits.device) != tasks[:, None], FAR)
+        return logits.masked_fill(~self.possible.to(logits.device)[tasks], IMPOSSIBLE)
 
 
 class Joint(Shared):
@@ -69,21 +79,47 @@ class Joint(Shared):
         """Take the data of the earlier tasks: a run that is continued does not have them."""
         self._seen = [(TensorExamples(*task.train), TensorExamples(*task.validation)) for task in tasks]
 
-    def _train(self, index: int, head: nn.Linear, examples: TensorExamples, held_out: TensorExamples, fit: Callable[..., float]) -> float:
-        """Train on this task and all before it."""
+    def learn(
+        self,
+        task_name: str,
+        train: tuple[Inputs, Tensor],
+        validation: tuple[Inputs, Tensor],
+        n_classes: int,
+        progress: Callable[[dict[str, Any]], None],
+        work: Path | None = None,
+    ) -> dict[str, Any]:
+        """Train on this task and all before it.
+
+        Raises:
+            TaskError: earlier tasks were loaded, and nobody has given their data again.
+        """
+        if len(self._seen) < len(self.tasks):
+            raise TaskError(
+                f"cannot learn task '{task_name}': all tasks are learned together, and the data of those that were loaded are missing. Give them to revisit() first."
+            )
+        return super().learn(task_name, train, validation, n_classes, progress, work)
+
+    def _train(
+        self,
+        index: int,
+        head: nn.Linear,
+        n_classes: int,
+        examples: TensorExamples,
+        held_out: TensorExamples,
+        fit: Callable[..., float],
+    ) -> float:
         del head  # one of all
         seen = [*self._seen[:index], (examples, held_out)]
-        is_single = self.config.head == "single"
         heads = [head for head in self.heads if isinstance(head, nn.Linear)]
-        starts = [0, *torch.tensor([head.out_features for head in heads]).cumsum(0).tolist()]
+        network = ManyHeads(self.trunk, heads, [*self.n_classes.values(), n_classes])
 
         def all_of(part: int, tasks: Sequence[int]) -> TensorExamples:
-            numbers = torch.cat([torch.full((len(seen[task][part]),), 0 if is_single else task) for task in tasks])
+            numbers = torch.cat([torch.full((len(seen[task][part]),), task) for task in tasks])
             x = join([seen[task][part].x for task in tasks])
-            y = torch.cat([seen[task][part].y + (0 if is_single else starts[task]) for task in tasks])
+            y = torch.cat([seen[task][part].y + network.starts[task] for task in tasks])
             return TensorExamples((*parts(x), numbers), y)
 
         # The accuracy is that of this task, as in the other methods.
-        accuracy = fit(ManyHeads(self.trunk, heads).to(self.config.device), all_of(0, range(len(seen))), all_of(1, [index]))
+        accuracy = fit(network.to(self.config.device), all_of(0, range(len(seen))), all_of(1, [index]))
         self._seen = seen
         return accuracy

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from clnp.methods.guards import Holding, key
+from clnp.methods.guards import Holding, key, restart_averages_, weights_of
 from clnp.methods.shared import Shared
 
 if TYPE_CHECKING:
@@ -55,17 +55,18 @@ class Packing(Holding):
         """Hold what earlier tasks own."""
         self._index, self._pruned = index, False
         super().begin_(trunk, index)
-        for name, parameter in trunk.named_parameters():
-            if parameter.dim() > 1 and not hasattr(self.owner, key(name)):
+        for name in weights_of(trunk):
+            if not hasattr(self.owner, key(name)):
+                parameter = trunk.get_parameter(name)
                 self.owner.register_buffer(key(name), torch.full_like(parameter, FREE, dtype=torch.int16))
         self._hold(trunk)
 
     @torch.no_grad()
     def _hold(self, trunk: nn.Module) -> None:
         """Take a note of which weights are trained from here on, and of the others."""
-        self._held = {}
+        self._held, weights = {}, weights_of(trunk)
         for name, parameter in trunk.named_parameters():
-            if parameter.dim() > 1:
+            if name in weights:
                 trained = getattr(self.owner, key(name)) == (self._index if self._pruned else FREE)
             else:
                 trained = torch.full_like(parameter, self._index == 0, dtype=torch.bool)
@@ -76,9 +77,9 @@ class Packing(Holding):
         """After the first stage: keep the largest of the free weights."""
         if stage > 0:
             return
-        for name, parameter in trunk.named_parameters():
-            if parameter.dim() <= 1:
-                continue
+        restart_averages_(trunk)
+        for name in weights_of(trunk):
+            parameter = trunk.get_parameter(name)
             owner = getattr(self.owner, key(name))
             free = owner == FREE
             n_kept = max(1, round(self.share * int(free.sum()))) if bool(free.any()) else 0

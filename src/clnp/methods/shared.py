@@ -23,7 +23,7 @@ from clnp.methods.dense import (
     write_state,
     write_tensors,
 )
-from clnp.methods.guards import Guard, GuardedNetwork
+from clnp.methods.guards import Guard, GuardedNetwork, restart_averages_
 from clnp.training import batch_size_of, check_device, steps_per_epoch
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Shared:
         trunk = make_trunk()
         guard.check(trunk)
         self.trunk, self._like = trunk.to(config.device), forms(example)
-        self.n_features = count_features(self.trunk, to_device(example, config.device))
+        self.n_features = guard.n_read(count_features(self.trunk, to_device(example, config.device)))
         self.heads = nn.ModuleList()
         self.n_classes: dict[str, int] = {}
         self.guard = guard.to(config.device)
@@ -92,15 +92,25 @@ class Shared:
         examples, held_out = checked(task_name, self.tasks, train, validation, n_classes, self._like)
         index, self._view, self._half = len(self.n_classes), None, task_name
         head = self._head(index, n_classes)
+        restart_averages_(self.trunk)
         fit = partial(fit_dense_, config=self.config, seed=self.seed, index=index, task=task_name, progress=progress, work=work)
-        accuracy = self._train(index, head, examples, held_out, fit)
+        accuracy = self._train(index, head, n_classes, examples, held_out, fit)
         self.n_classes[task_name], self._half = n_classes, None
         return {"accuracy": accuracy}
 
-    def _train(self, index: int, head: nn.Linear, examples: TensorExamples, held_out: TensorExamples, fit: Callable[..., float]) -> float:
+    def _train(
+        self,
+        index: int,
+        head: nn.Linear,
+        n_classes: int,
+        examples: TensorExamples,
+        held_out: TensorExamples,
+        fit: Callable[..., float],
+    ) -> float:
         """Train on task number `index` and return its validation accuracy: `fit` is `fit_dense_`, which needs a network and examples yet."""
-        network = GuardedNetwork(self.trunk, head.to(self.config.device), self.guard, index)
+        network = GuardedNetwork(self.trunk, head.to(self.config.device), self.guard, index, n_classes)
         self.guard.steps_per_epoch = steps_per_epoch(examples, batch_size_of(examples, self.config))
+        self.guard.n_epochs = self.config.total_epochs
         self.guard.begin_(self.trunk, index)
         stages = self.guard.stages(self.config)
         accuracy = fit(network, examples, held_out, stages=stages, between=partial(self.guard.trained_, self.trunk))
@@ -146,7 +156,7 @@ class Shared:
             self._view = index, self.guard.view(dict(self.trunk.named_parameters()), index)
         view = self._view[1]
         features = self.trunk(*seen) if view is None else functional_call(self.trunk, dict(view), seen)
-        return head(features)[:, : self.n_classes[task]]
+        return head(self.guard.features(features))[:, : self.n_classes[task]]
 
     def _whole(self) -> nn.ModuleDict:
         return nn.ModuleDict({"trunk": self.trunk, "heads": self.heads, "guard": self.guard})

@@ -7,7 +7,7 @@ binary: :math:`c \in \{-1, 1\}^n`. complex: phases, :math:`y = \mathrm{Re}(W (e^
 part, twice as many numbers. rotation: an orthogonal matrix, :math:`y = W R_t x`.
 
 Reference: Cheung et al. 2019, equations 2 to 4. Departures: in a convolution the context acts on channels; the complex form takes the real part after each layer, so
-that nonlinearities are those of the network; contexts are not learned. Contexts are drawn from the seed and never stored. Biases and norms, which no context reaches, are kept
+that nonlinearities are those of the network; contexts are not learned. Contexts are drawn from the seed and never stored. A head that all tasks share has a context before it, too; a task's own needs none. Biases and norms, which no context reaches, are kept
 for each task: vectors beside the matrices that all tasks share. Layers of other kinds than linear ones and 2-d convolutions are refused.
 """
 
@@ -42,11 +42,12 @@ class Contexts(OwnTensors):
     Args:
         kind: "binary", "complex" or "rotation".
         seed: of the contexts.
+        shared_head: all tasks have the same head.
     """
 
-    def __init__(self, kind: str, seed: int) -> None:
+    def __init__(self, kind: str, seed: int, *, shared_head: bool = False) -> None:
         super().__init__()
-        self.kind, self.seed = kind, seed
+        self.kind, self.seed, self.shared_head = kind, seed, shared_head
         self.imaginary = nn.ParameterDict()
         self._index = 0
         self._drawn: dict[tuple[str, int], Tensor] = {}
@@ -60,7 +61,7 @@ class Contexts(OwnTensors):
     @property
     def facts(self) -> dict[str, Any]:
         """What the contexts are drawn from: they are never stored."""
-        return {"contexts": self.kind, "seed": self.seed}
+        return {"contexts": self.kind, "seed": self.seed, **({"shared_head": True} if self.shared_head else {})}
 
     def check(self, trunk: nn.Module) -> None:
         """Check that every layer with weights has contexts.
@@ -96,6 +97,19 @@ class Contexts(OwnTensors):
         """Take a note of whose turn it is."""
         self._index = index
         return x
+
+    def n_read(self, n_features: int) -> int:
+        """Return how many numbers a shared head reads: in the complex form real and imaginary ones."""
+        return 2 * n_features if self.shared_head and self.kind == "complex" else n_features
+
+    def features(self, features: Tensor) -> Tensor:
+        """Change what a shared head reads, as it changes the input of each layer."""
+        if not self.shared_head:
+            return features
+        context = self.drawn("head", features.shape[1]).to(features)
+        if self.kind == "complex":  # the head's weights hold Re(W) and -Im(W) side by side
+            return torch.cat([features * context.cos(), features * context.sin()], 1)
+        return features @ context.T if self.kind == "rotation" else features * context
 
     def drawn(self, name: str, n: int) -> Tensor:
         """Return the context of the present task for a layer that reads n channels: (n,), or (n, n) for a rotation."""
@@ -135,4 +149,4 @@ class Contexts(OwnTensors):
 
 def superposition(make_trunk: Callable[[], nn.Module], example: Inputs, config: LearnConfig, seed: int) -> Shared:
     """Parameter superposition (Cheung et al. 2019): many networks in the same weights, told apart by random contexts (--set contexts)."""
-    return Shared(make_trunk, example, config, seed, Contexts(config.contexts, seed))
+    return Shared(make_trunk, example, config, seed, Contexts(config.contexts, seed, shared_head=config.head == "single"))

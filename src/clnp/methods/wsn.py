@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from clnp import seeds
-from clnp.methods.guards import GuardedNetwork, Holding, key
+from clnp.methods.guards import GuardedNetwork, Holding, key, weights_of
 from clnp.methods.shared import Shared
 
 if TYPE_CHECKING:
@@ -87,9 +87,9 @@ class Subnetworks(Holding):
         if index == 0:
             self.masks = nn.ModuleList()
         self.masks.append(nn.Module())
-        self._held = {}
+        self._held, weights = {}, weights_of(trunk)
         for place, (name, parameter) in enumerate(trunk.named_parameters()):
-            if parameter.dim() <= 1:
+            if name not in weights:
                 self.hold(name, parameter, torch.full_like(parameter, index == 0, dtype=torch.bool))
                 continue
             generator = seeds.generator(self.seed, "task", index, "scores", place)

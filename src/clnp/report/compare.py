@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from clnp.config import LearnConfig
 from clnp.errors import DamageError, StoreError
+from clnp.methods import unread
 from clnp.report.pages import pages
 from clnp.report.run import read_run
 from clnp.rundir import CONFIG
@@ -108,6 +109,7 @@ def compare(directories: Sequence[Path]) -> Comparison:
                 raise StoreError(
                     f"cannot compare '{first.directory}' with '{run.directory}': {what} is {here} in one and {there} in the other. Give runs of the same."
                 )
+    _check_tasks(runs)
     settings = [_settings(run) for run in runs]
     differing = {
         key: tuple(dict.fromkeys(str(each.get(key)) for each in settings))
@@ -117,7 +119,8 @@ def compare(directories: Sequence[Path]) -> Comparison:
     rows: dict[str, list[Run]] = {}
     for run, own in zip(runs, settings, strict=True):
         others = [each for each, of in zip(settings, runs, strict=True) if of.method == run.method]
-        varied = [key for key in sorted(own) if len({str(each.get(key)) for each in others}) > 1]
+        read = own.keys() - unread(run.method, own).keys()
+        varied = [key for key in sorted(read) if len({str(each.get(key)) for each in others}) > 1]
         label = run.method + "".join(f" {key}={own[key]}" for key in varied if own[key] is not None)
         rows.setdefault(label, []).append(run)
     made = sorted((_row(label, group) for label, group in rows.items()), key=lambda row: -row.mean)
@@ -125,6 +128,23 @@ def compare(directories: Sequence[Path]) -> Comparison:
     tested = [row if row is best else replace(row, p=p_value(best.final, row.final)) for row in made]
     notices = tuple(f"{run.directory}: {notice}" for run in runs for notice in run.notices)
     return Comparison(first.benchmark, first.model, first.n_tasks, tuple(tested), differing, notices)
+
+
+def _check_tasks(runs: Sequence[Run]) -> None:
+    """Check that runs of one seed have the same tasks: where a task's data depend on how many were planned, their number is not enough.
+
+    Raises:
+        StoreError: two of them have not.
+    """
+    firsts: dict[int, Run] = {}
+    for run in runs:
+        first = firsts.setdefault(run.seed, run)
+        for one, other in zip(first.tasks, run.tasks, strict=True):
+            if one.info.details and other.info.details and (one.name, one.info) != (other.name, other.info):
+                raise StoreError(
+                    f"cannot compare '{first.directory}' with '{run.directory}': task '{one.name}' of one is not the task '{other.name}' of the other, "
+                    f"though their seed is the same. Give runs that were started with the same number of tasks."
+                )
 
 
 def _settings(run: Run) -> dict[str, Any]:

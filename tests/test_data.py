@@ -704,6 +704,15 @@ def test_image_folders_that_cannot_be_used_are_refused(images, tmp_path):
             load_folder(images, size=(2, 4))
 
 
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_images_of_more_than_eight_bits_are_refused_and_not_cut(tmp_path, dtype):
+    pillow = pytest.importorskip("PIL.Image")
+    (tmp_path / "a").mkdir()
+    pillow.fromarray(np.full((4, 4), 300, dtype=dtype)).save(tmp_path / "a" / "x.tiff")
+    with pytest.raises(DataError, match="expected 8 bits a channel"):
+        load_folder(tmp_path, size=(4, 4), mode="L")
+
+
 def test_image_folders_say_when_pillow_is_missing(images, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(DataError, match="pip install pillow"):

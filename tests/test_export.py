@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -506,3 +507,15 @@ def test_names_of_tasks_are_never_paths(command, tmp_path, monkeypatch):
     for name in names:
         assert command(out, "--task", name, "--to", "pt2")[0] == 0
     assert set(tmp_path.rglob("*")) - before == {out / f"task-00{index}.pt2" for index in range(3)}
+
+
+def test_a_task_that_a_run_did_not_plan_is_exported_too(finished, tmp_path):
+    """It was learned in Python: no test examples are known of it."""
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    learner, _ = runs.load_learner(out)
+    data = experiment.BENCHMARKS["digits"].tasks(None, 0, 3)[2]
+    learner.learn("mine", data.train, data.validation, config=clnp.LearnConfig(**FAST))
+    learner.save(out / "model")
+    result = runs.export(out, "mine", to="pt2")
+    assert result.path.name == "task-002.pt2"

@@ -129,3 +129,17 @@ def test_a_killed_process_leaves_one_whole_content(tmp_path):
             else:
                 child.kill()
         assert file.read_bytes() in contents, f"torn after {wait} ms"
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_what_is_no_file_is_not_replaced(tmp_path, link):
+    """A device or a pipe would be gone, and its reader would wait for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    path = tmp_path / "pipe"
+    if link:
+        path = tmp_path / "link"
+        path.symlink_to("pipe")
+    with pytest.raises(OSError, match="a device or a pipe"):
+        write_atomic(path, b"new")
+    assert stat.S_ISFIFO(path.stat().st_mode)
+    assert {file.name for file in tmp_path.iterdir()} == {"pipe", path.name}

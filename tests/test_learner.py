@@ -560,3 +560,106 @@ def test_a_learner_is_float32_whatever_dtype_torch_makes_by_default(tmp_path):
             }
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+# ---- what a caller does at the same time, or with what it was given
+
+
+def test_two_tasks_that_are_learned_at_the_same_time_do_not_spoil_each_other():
+    """From within a callback, say, or another thread: the one that comes second is refused, and the first stays what it is."""
+    learner, before = new(), []
+
+    def interfere(event):
+        if not before:
+            before.append(None)
+            learn(learner, "b", 1)
+            before[0] = learner.predict(data(1)[0][0], task="b")
+
+    with pytest.raises(clnp.TaskError, match=r"cannot take over task 'a': another task was learned"):
+        learn(learner, "a", 0, progress=interfere)
+    assert learner.tasks == ("b",)
+    assert torch.equal(copy.deepcopy(learner).predict(data(1)[0][0], task="b"), before[0])
+    learn(learner, "a", 0)
+    assert torch.equal(copy.deepcopy(learner).predict(data(1)[0][0], task="b"), before[0])
+
+
+@pytest.mark.parametrize("head", ["multi", "single"])
+def test_a_head_that_was_handed_out_is_the_callers(head):
+    learner = new()
+    learn(learner, head=head)
+    x = data()[0][0]
+    before = learner.predict(x, task="a")
+    for tensor in learner.head_of("a"):
+        tensor.add_(1.0)
+    assert torch.equal(copy.deepcopy(learner).predict(x, task="a"), before)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "mode",
+    [torch.no_grad, torch.inference_mode, partial(torch.autocast, "cpu", torch.bfloat16)],
+    ids=["no-grad", "inference", "autocast"],
+)
+def test_learning_is_the_same_in_whatever_mode_the_caller_is(mode, precision):
+    expected, learner = new(), new()
+    learn(expected, precision=precision)
+    with mode():
+        learn(learner, precision=precision)
+    x = data()[0][0]
+    assert torch.equal(learner.predict(x, task="a"), expected.predict(x, task="a"))
+
+
+class Masked(nn.Module):
+    """Attention that adds a mask of -inf, as many write it."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.mix = nn.Embedding(9, 16), nn.Linear(16, 16)
+        self.register_buffer("mask", torch.triu(torch.full((4, 4), float("-inf")), 1))
+
+    def forward(self, x):
+        h = self.embed(x)
+        return (h + self.mix((h @ h.transpose(1, 2) + self.mask).softmax(-1) @ h)).relu().mean(1)
+
+
+def test_an_infinite_constant_is_no_damage(tmp_path):
+    x = torch.randint(0, 9, (60, 4), generator=torch.Generator().manual_seed(0))
+    both = (x, (x[:, 0] > 4).long())
+    learner = clnp.Learner(Masked(), torch.zeros(2, 4, dtype=torch.int64))
+    learner.learn("a", both, both, config=clnp.LearnConfig(**FAST))
+    learner.save(tmp_path)
+    assert clnp.verify(tmp_path, Masked()).exit_code == 0
+    with pytest.raises(clnp.DataError, match="cannot predict"):
+        learner.predict(x + 100, task="a")
+
+
+@pytest.mark.parametrize(
+    ("probe", "said"), [(torch.zeros(0, *small.SHAPE), "at least one"), (torch.full((2, *small.SHAPE), torch.nan), "NaN")]
+)
+def test_a_probe_that_says_nothing_is_refused(probe, said):
+    with pytest.raises(clnp.DataError, match=rf"cannot use the probe: .*{said}"):
+        clnp.Learner(small.network("mlp"), torch.zeros(2, *small.SHAPE), probe=probe)
+
+
+def test_a_probe_is_copied(tmp_path):
+    probe = torch.randn(2, *small.SHAPE).transpose(-1, -2)
+    learner = clnp.Learner(small.network("mlp"), torch.zeros(2, *small.SHAPE), probe=probe)
+    assert learner.probe.is_contiguous()
+    learn(learner)
+    learner.save(tmp_path)
+    probe += 1.0
+    learn(learner, "b", 1)
+    learner.save(tmp_path)
+    assert clnp.verify(tmp_path, small.network("mlp")).exit_code == 0
+
+
+@pytest.mark.parametrize("label", [10**9, 2**62])
+def test_a_label_that_is_no_number_of_a_class_is_refused(label):
+    x, y = data()[0]
+    with pytest.raises(clnp.DataError, match=r"at most 1,000,000 classes"):
+        learn(new(), train=(x, torch.where(torch.arange(len(y)) == 3, label, y)))
+
+
+def test_labels_may_be_of_any_integers():
+    (x, y), validation = data()
+    learn(new(), train=(x, y.to(torch.uint16)), validation=(validation[0], validation[1].to(torch.uint16)))

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from clnp.benchmarks import BENCHMARKS
-from clnp.config import LearnConfig
+from clnp.config import METHODS_OF, LearnConfig, unread
 from clnp.errors import ConfigError, DamageError, DataError, StoreError, TaskError, TrainingError
-from clnp.methods import METHODS, METHODS_OF, shared, unread
+from clnp.methods import METHODS, shared
 from clnp.methods.dense import STATE
 from clnp.models import MODELS
 from clnp.seeds import seeded

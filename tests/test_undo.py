@@ -361,3 +361,21 @@ def test_a_learner_read_beside_goes_on_where_a_crash_of_an_undo_left_it(tmp_path
         found.save(tmp_path)
         assert load(tmp_path, "mlp").tasks == found.tasks
         assert json.loads((tmp_path / "HEAD").read_text())["record"] == len(ledgers.records_of(tmp_path)) - 1
+
+
+def test_an_interrupted_undo_leaves_the_task_whole(monkeypatch):
+    """Wiped rows of a task that is still there would be committed by the next save."""
+    name = "mlp"
+    learner = learned(name)
+    before = answers(learner, name)
+
+    def interrupted(*args):
+        forget(*args)
+        raise KeyboardInterrupt
+
+    forget = clnp.persistence.forget_
+    monkeypatch.setattr(clnp.persistence, "forget_", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        learner.undo("two")
+    after = answers(copy.deepcopy(learner), name)
+    assert all(torch.equal(after[task], before[task]) for task in TASKS)

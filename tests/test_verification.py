@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors.torch import load, save
 import clnp
 import ledgers
 import small
-from clnp import cli, receipts, rundir
+from clnp import cli, experiment, receipts, rundir, runs, undoing
 from clnp.auditing import audit
 from clnp.ledger import read_ledger
 from clnp.report import render_receipt
@@ -347,3 +348,41 @@ def test_names_never_become_paths_or_markup(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert [task.task for task in verify(tmp_path / "model").tasks] == names
     assert Path("/etc/passwd").exists()
+
+
+# ---- undoing in a run
+
+
+@pytest.fixture
+def two_learned(tmp_path):
+    experiment.run(
+        experiment.configure("digits", n_tasks=2, settings={"epochs": 1, "rounds": 1, "finetune_epochs": 0, "pool": 0.2, "reuse": False}),
+        tmp_path / "run",
+    )
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_an_undo_that_was_cut_short_is_finished_by_the_same_command(two_learned, failure, monkeypatch):
+    """The tombstone counts, and the run does not know it yet: the newest task is another one now."""
+    with monkeypatch.context() as patch:
+        patch.setattr(rundir, "append_event", lambda *_: (_ for _ in ()).throw(failure))
+        with pytest.raises(BaseException, match=r"No space|^$"):
+            runs.undo(two_learned)
+    assert runs.undo(two_learned).task == "digits-1"
+    assert runs.load_learner(two_learned)[0].tasks == ("digits-0",)
+    assert [event["task"] for event in rundir.read_events(two_learned) if event["event"] == "undone"] == ["digits-1"]
+    assert runs.undo(two_learned).task == "digits-0"
+
+
+def test_an_undo_that_fails_names_its_task(two_learned, monkeypatch):
+    monkeypatch.setattr(undoing, "extend", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(clnp.StoreError, match=r"cannot undo task 'digits-1' .*: No space left on device\. .* name the task 'digits-1'"):
+        undoing.undo(two_learned / "model")
+
+
+def test_undoing_in_the_model_of_a_run_tells_the_run(two_learned, capsys):
+    with contextlib.suppress(SystemExit):
+        cli.main(["undo", str(two_learned / "model")])
+    assert "undone: task 'digits-1'" in capsys.readouterr().out
+    assert [event["task"] for event in rundir.read_events(two_learned) if event["event"] == "undone"] == ["digits-1"]

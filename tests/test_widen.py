@@ -107,6 +107,8 @@ def test_what_cannot_be_widened_is_refused():
     for bad in (0, -1, 1.5, True):
         with pytest.raises(clnp.WiringError, match="expected a number of units to add, at least 1"):
             clnp.widen(learner, {"2": bad})
+    with pytest.raises(clnp.WiringError, match="expected at most 1,000,000 units to add, found 999,999,999,999"):
+        clnp.widen(learner, {"2": 999_999_999_999})
 
     class Viewed(nn.Module):
         def __init__(self):

@@ -172,8 +172,8 @@ def run(
     """Learn the tasks of a benchmark in order. The same command continues a run that was stopped."""
     chosen = _settings(settings or [])
     defaults = _read_yaml(file)
+    from clnp.config import unread
     from clnp.experiment import configure
-    from clnp.methods import unread
 
     config = configure(benchmark, method=method, model=model, seed=seed, n_tasks=tasks, settings=chosen, defaults=defaults)
     for key, readers in unread(config.method, chosen).items():

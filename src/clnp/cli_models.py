@@ -151,10 +151,12 @@ def undo(
     """Remove a task exactly: its units are free again, and no other task changes. Refused when later tasks need its units."""
     from clnp import rundir
 
-    if (directory / rundir.CONFIG).is_file():
+    around = directory.resolve().parent
+    of_run = directory.resolve().name == rundir.MODEL and (around / rundir.CONFIG).is_file()  # the run has to know
+    if of_run or (directory / rundir.CONFIG).is_file():
         from clnp.runs import undo as undo_in_run
 
-        tombstone = undo_in_run(directory, task, purge=purge)
+        tombstone = undo_in_run(around if of_run else directory, task, purge=purge)
     else:
         from clnp.undoing import undo as undo_in_model
 

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from clnp import heads
+from clnp.errors import TaskError
 from clnp.narrow import narrow
 from clnp.pruning import settled
 from clnp.receipts import make_receipt
@@ -56,6 +57,7 @@ def commit_(learner: Learner, trial: Trial, pruned: Pruned, start: float) -> Lea
         receipt,
         outcome,
     )
+    _check_still_based(learner, trial)
     learner._state, learner._allocation, learner._records[trial.task] = state, allocation, record
     groups = [group.name for group in learner.wiring.claimable]
     return LearnResult(
@@ -68,3 +70,16 @@ def commit_(learner: Learner, trial: Trial, pruned: Pruned, start: float) -> Lea
         seconds=time.perf_counter() - start + trial.work.earlier[0],
         notices=tuple(trial.notices),
     )
+
+
+def _check_still_based(learner: Learner, trial: Trial) -> None:
+    """Check that nothing was committed since a trial began: its full-width tensors are a copy from then.
+
+    Raises:
+        TaskError: a callback or another thread has learned or undone a task meanwhile.
+    """
+    if learner._allocation is not trial.based_on:
+        raise TaskError(
+            f"cannot take over task '{trial.task}': another task was learned or undone in this learner while it was trained. "
+            f"What that one left is whole; learn tasks one after another."
+        )

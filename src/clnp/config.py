@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
 from clnp.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 PoolSize = Literal["all"] | int | float
 Pool = PoolSize | dict[str, PoolSize]
@@ -154,3 +157,22 @@ def given(config: LearnConfig | None) -> LearnConfig:
         hint = " Write LearnConfig(**settings)." if isinstance(config, dict) else ""
         raise ConfigError(f"cannot learn with these settings: expected a clnp.LearnConfig, found {type(config).__name__}.{hint}")
     return config or LearnConfig()
+
+
+METHODS_OF: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("l1", "margin", "pool", "criterion", "claim_weight", "reuse", "private", "memory_limit"), ("clnp",)),
+    "strength": ("ewc", "online-ewc", "si", "hat"),
+    "damping": ("si",),
+    "share": ("packnet", "wsn"),
+    "contexts": ("superposition",),
+}
+"""Settings that not every method reads, and those that do."""
+
+
+def unread(method: str, settings: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Return those of some settings that a method does not read, and the methods that do.
+
+    >>> unread("ewc", ["epochs", "strength", "share"])
+    {'share': ('packnet', 'wsn')}
+    """
+    return {key: METHODS_OF[key] for key in settings if key in METHODS_OF and method not in METHODS_OF[key]}

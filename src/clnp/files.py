@@ -8,6 +8,7 @@ Reading is here as well: bounded, and never through a link out of the directory 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import stat
@@ -55,6 +56,8 @@ def replacing(path: Path, *, durable: bool = True) -> Generator[Path]:
         durable: see `write_atomic`.
     """
     beside = path.with_name(path.name + TEMPORARY)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EEXIST, "it is a device or a pipe, and no file that could be replaced")
     try:
         yield beside
         if durable:

@@ -34,7 +34,7 @@ def whole_head(records: Sequence[TaskRecord]) -> tuple[Tensor, Tensor]:
     weight = own.weight.clone()
     if own.head == "single":
         weight += _shared_columns(earlier, weight)
-    return weight, own.bias
+    return weight, own.bias.clone()
 
 
 def new_head(

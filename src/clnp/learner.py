@@ -27,12 +27,12 @@ from clnp.names import clean_name
 from clnp.narrow import check_narrowing, free_sizes, narrow
 from clnp.persistence import load, save, undo_
 from clnp.pruning import Trial, prune
-from clnp.receipts import Comparison, compare, noise
+from clnp.receipts import Comparison, compare, noise, own_probe
 from clnp.records import GroupCapacity, LearnResult, Receipt, TaskRecord, Undoing
 from clnp.room import room
 from clnp.sources import Source, check_unused, open_data
 from clnp.split import Head, initialise_, split
-from clnp.training import Progress, check_device, threads
+from clnp.training import Progress, check_device, undisturbed
 from clnp.wiring import Wiring, folded, trace, without_head
 from clnp.work import Work
 
@@ -76,7 +76,7 @@ class Learner:
         if (notice := merged(self.wiring)) is not None:
             notices.warning(notice)
         if probe is not None:
-            check_forms(self._forms, probe, "cannot use the probe")
+            self._probe = own_probe(self._forms, probe)
 
     def _capture(
         self, model: nn.Module, example_input: Inputs, head: str | None, seed: int, probe: Inputs | None, *, made_up: bool
@@ -202,7 +202,7 @@ class Learner:
         check_forms(self._forms, x, f"cannot predict task '{task}'")
         try:
             return predictor(*parts(x))
-        except RuntimeError as error:
+        except (RuntimeError, IndexError) as error:
             shapes = ", ".join(str(form.shape) for form in forms(x))
             raise DataError(f"cannot predict task '{task}' for examples of shape {shapes}: {first_line(error)}") from error
 
@@ -259,7 +259,7 @@ class Learner:
         """
         config = given(config)
         start, kept = time.perf_counter(), Work(work, progress)
-        with threads(config.threads), kept:
+        with undisturbed(config.threads), kept:
             trial = self._open(name, train, validation, n_classes, config, progress)
             private = {task for task, record in self._records.items() if record.private}
             claimed, pool = room(self.wiring, self._allocation, name, config, private, trial.notices)
@@ -296,7 +296,7 @@ class Learner:
         config = given(config)
         weight, bias = heads.original(self._original_head, self._head_path, self.tasks, f"cannot adopt '{name}'")
         start = time.perf_counter()
-        with threads(config.threads):
+        with undisturbed(config.threads):
             trial = self._open(name, train, validation, len(bias), config, progress)
             trial.head = Head(weight.clone().to(config.device), bias.clone().to(config.device), config.head == "single")
             none = torch.zeros(self.wiring.n_units, dtype=torch.bool)
@@ -331,6 +331,7 @@ class Learner:
             task=name,
             place=place,
             progress=progress,
+            based_on=self._allocation,
         )
 
     def _needed(self) -> Tensor:

@@ -14,6 +14,7 @@ so that nothing in it names a path, and every byte of it is under a hash.
 from __future__ import annotations
 
 import json
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,6 +86,7 @@ def make_patch(directory: str | PathLike[str], since: str | None = None) -> byte
     ledger, _ = open_ledger(directory)
     base = -1
     if since is not None:
+        since = unicodedata.normalize("NFC", since)
         known = [record for record in ledger.learned if record.task == since]
         if not known:
             names = ", ".join(repr(record.task) for record in ledger.learned) or "(none)"

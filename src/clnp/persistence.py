@@ -36,12 +36,16 @@ def undo_(learner: Learner, task: str, *, purge: bool) -> None:
     sha256 = record.sha256 or digest(
         store.task_content(learner.wiring, learner._state, learner._allocation, task, as_stored(learner, record))
     )
-    forget_(learner.wiring, learner._state, learner.wiring.join(learner._allocation.owner) == learner._allocation.number(task))
-    del learner._records[task]
-    learner._predictors.pop(task, None)
-    learner._original_head = None  # a network whose rows were wiped is no longer the one to adopt
-    learner._allocation = allocation
-    learner._undone.append(Undoing(task, sha256, purge))
+    # Wiped in a copy: an interrupt leaves the task whole, or takes it back whole.
+    state = {name: tensor.clone() for name, tensor in learner._state.items()}
+    forget_(learner.wiring, state, learner.wiring.join(learner._allocation.owner) == learner._allocation.number(task))
+    records = {name: kept for name, kept in learner._records.items() if name != task}
+    predictors = {name: predictor for name, predictor in learner._predictors.items() if name != task}
+    undone = [*learner._undone, Undoing(task, sha256, purge)]
+    # A network whose rows were wiped is no longer the one to adopt.
+    learner.__dict__.update(
+        _state=state, _allocation=allocation, _records=records, _predictors=predictors, _undone=undone, _original_head=None
+    )
 
 
 def save(learner: Learner, directory: str | PathLike[str]) -> None:

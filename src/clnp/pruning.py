@@ -29,6 +29,7 @@ from clnp.training import (
 from clnp.work import Work, fingerprint
 
 if TYPE_CHECKING:
+    from clnp.allocation import Allocation
     from clnp.config import LearnConfig
     from clnp.sources import Examples, TaskData, TensorExamples
     from clnp.training import Progress
@@ -58,6 +59,7 @@ class Trial:
         place: the place in the run, for seeds.
         progress: told what happens.
         work: where the training state is kept.
+        based_on: the learner's allocation when it began: it must be that still when the task is taken over.
     """
 
     wiring: Wiring
@@ -71,6 +73,7 @@ class Trial:
     place: tuple[int | str, ...]
     progress: Progress | None = None
     work: Work = field(default_factory=Work)
+    based_on: Allocation | None = None
     notices: list[str] = field(default_factory=list[str])
     whole: SplitNetwork | None = None
     """The network of the whole pool: those that come later are parts of it, and read parts of its claimed graph's values."""

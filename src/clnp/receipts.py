@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
-from clnp.inputs import Inputs, length, parts
+from clnp.errors import DataError
+from clnp.inputs import Forms, Inputs, check_forms, each, length, parts
 from clnp.records import Receipt
 from clnp.training import threads
 
@@ -73,6 +74,20 @@ def noise(forms: Forms, n: int = N_EXAMPLES) -> Inputs:
         values = (uniform - 0.5) * math.sqrt(12) if form.dtype.is_floating_point else uniform >= 0.5
         made.append(torch.from_numpy(np.asarray(values)).reshape(n, *form.shape).to(form.dtype))
     return tuple(made) if len(made) > 1 else made[0]
+
+
+def own_probe(forms: Forms, probe: Inputs) -> Inputs:
+    """Return a copy of examples that the user names: what becomes of theirs is their business, and no matter how it lies in memory.
+
+    Raises:
+        DataError: there are none, a network of these forms cannot read them, or they are not all numbers.
+    """
+    check_forms(forms, probe, "cannot use the probe")
+    if not length(probe):
+        raise DataError("cannot use the probe: expected at least one example, found none.")
+    if not all(bool(torch.isfinite(part).all()) for part in parts(probe)):
+        raise DataError("cannot use the probe: it holds NaN or infinite values. Give examples that a network can answer.")
+    return each(probe, lambda part: part.detach().cpu().clone(memory_format=torch.contiguous_format))
 
 
 def settings(probe: Inputs) -> dict[str, str | int]:

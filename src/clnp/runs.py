@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from clnp import experiment, rundir, undoing, wider
 from clnp.benchmarks import BENCHMARKS
 from clnp.describe import is_there, open_ledger
+from clnp.entries import Undone
 from clnp.errors import StoreError, first_line
 from clnp.experiment import RunConfig
 from clnp.learner import Learner
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from clnp.entries import Undone
     from clnp.export import ExportResult, Format
 
 Json = dict[str, Any]
@@ -69,12 +69,20 @@ def undo(out: Path, task: str | None = None, *, purge: bool = False) -> Undone:
     """
     _read_config(out)
     with locked(out, "undo a task of"):
+        task = task or _half_undone(out)
         tombstone = undoing.undo(out / rundir.MODEL, task, purge=purge)
         learner, _ = load_learner(out)
         named = {"task": tombstone.task, "purged": tombstone.purged, "record": tombstone.number}
         rundir.append_event(out, {"event": "undone", **named, **_room(learner)})
         _update_summary(out, learner)
         return tombstone
+
+
+def _half_undone(out: Path) -> str | None:
+    """Return the task whose tombstone stands in the model of a run, while the run does not know it yet: an undo was cut short."""
+    told = {event.get("record") for event in rundir.read_events(out) if event["event"] == "undone"}
+    tombstones = [record for record in open_ledger(out / rundir.MODEL)[0].records if isinstance(record, Undone)]
+    return next((record.task for record in tombstones if record.number not in told), None)
 
 
 def _room(learner: Learner) -> Json:
@@ -112,12 +120,13 @@ def export(out: Path, task: str, *, to: Format | None = None, file: Path | None 
     learner, config = load_learner(out)
     lookup("task", task, dict.fromkeys(learner.tasks))
     tasks = BENCHMARKS[config.benchmark].tasks(data, config.seed, config.n_tasks)
-    index = next(number for number, each in enumerate(tasks) if each.name == task)  # not its place among those not undone
+    numbers = {each.name: number for number, each in enumerate(tasks)}  # not their places among those not undone
+    others = [name for name in learner.tasks if name not in numbers]  # they were learned in Python
+    index = numbers[task] if task in numbers else len(tasks) + others.index(task)
     if file is None:
         to = to or "onnx"
         file = out / f"task-{index:03d}.{to}"
-    x, _ = tasks[index].test
-    return learner.export(file, task=task, to=to, inputs=x)
+    return learner.export(file, task=task, to=to, inputs=tasks[index].test[0] if task in numbers else None)
 
 
 def widen(out: Path, more: Mapping[str, int]) -> Json:

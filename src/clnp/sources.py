@@ -17,6 +17,8 @@ from clnp.inputs import Forms, Inputs, check_dense, check_inputs, check_lengths,
 if TYPE_CHECKING:
     from clnp.config import LearnConfig
 
+MOST_CLASSES = 1_000_000
+"""A head has as many rows: a larger label is no number of a class."""
 SAMPLE = 10_000
 """Training examples on which units are scored: activities are means, and more would not change the order of units."""
 
@@ -238,6 +240,7 @@ def check_labels(y: Tensor, n_classes: int, what: str) -> None:
     Raises:
         DataError: the smallest or largest label lies outside.
     """
+    y = y.long()  # some integers have no minimum
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= n_classes:
         raise DataError(f"cannot use the {what}: expected labels 0 to {n_classes - 1}, found {low if low < 0 else high}. Renumber them.")
@@ -253,6 +256,10 @@ def check_n_classes(name: str, n_classes: int) -> None:
         raise DataError(f"cannot learn task '{name}': expected a whole number as n_classes, found {n_classes!r}.")
     if n_classes < 2:
         raise DataError(f"cannot learn task '{name}': a classifier needs at least two classes, found {n_classes}.")
+    if n_classes > MOST_CLASSES:
+        raise DataError(
+            f"cannot learn task '{name}': expected at most {MOST_CLASSES:,} classes, found {n_classes:,}. Number labels from 0."
+        )
 
 
 def check_several(name: str, y: Tensor) -> None:
@@ -261,7 +268,7 @@ def check_several(name: str, y: Tensor) -> None:
     Raises:
         DataError: they do not.
     """
-    if len(torch.unique(y)) < 2:
+    if len(torch.unique(y.long())) < 2:
         raise DataError(f"cannot learn task '{name}': its training data hold a single class; a classifier needs at least two.")
 
 
@@ -323,7 +330,7 @@ def open_data(
         check(part, text, forms)
     known = [part for part in (whole, held_out, sample) if isinstance(part, TensorExamples)]
     if n_classes is None:
-        n_classes = 1 + max(int(part.y.max()) for part in known)
+        n_classes = 1 + max(int(part.y.long().max()) for part in known)
     check_n_classes(name, n_classes)
     for part in known:
         check_labels(part.y, n_classes, what_held_out if part is held_out else what)

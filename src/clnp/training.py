@@ -78,6 +78,16 @@ def threads(n_threads: int | None) -> Generator[None]:
         torch.set_num_threads(before)
 
 
+@contextlib.contextmanager
+def undisturbed(n_threads: int | None) -> Generator[None]:
+    """Run a block with so many torch threads, with gradients and in full precision, whatever modes the caller is in."""
+    with threads(n_threads), torch.inference_mode(mode=False), torch.enable_grad(), contextlib.ExitStack() as stack:
+        if torch.is_autocast_enabled("cpu"):
+            # Its cache of weights is emptied where the outermost block ends: within it, the next step would compute with those of the last.
+            stack.enter_context(torch.autocast("cpu", enabled=False, cache_enabled=False))
+        yield
+
+
 def check_device(name: str) -> None:
     """Check that tensors can be put where a configuration says.
 
@@ -217,6 +227,8 @@ def fit(
         TrainingError: the loss or a weight became NaN or infinite.
     """
     parameters, weights = list(network.parameters()), network.weights()
+    # A mask of -inf, say, is a constant of the network, and no weight that training could have spoilt.
+    constant = {name for name, tensor in network.state_dict().items() if not bool(torch.isfinite(tensor).all())}
     optimizer = make_optimizer(parameters, config, lr)
     if isinstance(network, Watched):
         network.attach(optimizer)
@@ -257,7 +269,7 @@ def fit(
         at.end_epoch()
     if at.best >= 0:
         load_trained_(network, at.best_state)
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in network.state_dict().values()):
+    if not all(bool(torch.isfinite(tensor).all()) for name, tensor in network.state_dict().items() if name not in constant):
         raise TrainingError(_diverged(network, task, phase, epochs - 1, "a weight or a statistic"))
     at.finish()
     network.eval()

@@ -6,6 +6,7 @@ deletes the task's file as well, after the tombstone is on the disk.
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,10 +95,12 @@ def undo(directory: str | PathLike[str], task: str | None = None, *, purge: bool
     """
     path = Path(directory)
     open_ledger(path)  # nothing is made where there is none
+    named = "" if task is None else f" '{task}'"
     try:
         with locked(path, "undo a task of", timeout=WAIT):
             ledger, _ = open_ledger(path)
             record = _find(ledger, task)
+            named = f" '{record.task}'"
             gone = ledger.gone
             if record.number not in gone:
                 reading = readers(ledger, record)
@@ -112,12 +115,14 @@ def undo(directory: str | PathLike[str], task: str | None = None, *, purge: bool
             ledger = extend(ledger, *chained(ledger, additions), {})
             return next(r for r in reversed(ledger.records) if isinstance(r, Undone) and r.record == record.number)
     except OSError as error:
-        raise StoreError(f"cannot undo a task of '{path}': {error.strerror or error}. Give the same command again.") from error
+        again = f" and name the task{named}" if task is None and named else ""
+        raise StoreError(f"cannot undo task{named} of '{path}': {error.strerror or error}. Give the same command again{again}.") from error
 
 
 def _find(ledger: Ledger, task: str | None) -> Learned:
     """Return the record of the task to undo: one that there is, or the newest undone one of that name."""
     tasks = ledger.tasks
+    task = task if task is None else unicodedata.normalize("NFC", task)  # however it is composed, it is the same name
     if task is None:
         if not tasks:
             raise TaskError(f"cannot undo a task of '{ledger.path}': it has none.")

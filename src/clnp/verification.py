@@ -19,7 +19,7 @@ from clnp.describe import open_ledger
 from clnp.errors import StoreError, damaged
 from clnp.files import read_bounded
 from clnp.learner import Learner
-from clnp.ledger import Ledger, consistently, task_file
+from clnp.ledger import CONSTANTS, Ledger, consistently, task_file
 from clnp.parsing import parse_json
 from clnp.patches import verify_units
 from clnp.receipts import TOLERANCE, Comparison
@@ -167,10 +167,11 @@ def _verify(path: Path, model: nn.Module | None, receipt: str | PathLike[str] | 
 
 
 def _check_contents(ledger: Ledger) -> None:
-    """Check every file by its hash, those of undone tasks too, every tensor by its own, and that all numbers are finite."""
+    """Check every file by its hash, those of undone tasks too, every tensor by its own, and that all numbers that were learned are finite."""
     for name in ledger.records[0].files:
         if name != "model.json":
-            _check_finite(ledger.path / name, ledger.content(name), "record 0")
+            # A mask of -inf is a constant as good as any; NaN is none.
+            _check_finite(ledger.path / name, ledger.content(name), "record 0", infinite=name == CONSTANTS)
     for record in ledger.learned:
         if ledger.gone.get(record.number, False):
             continue
@@ -186,9 +187,9 @@ def _check_contents(ledger: Ledger) -> None:
     verify_units(ledger)
 
 
-def _check_finite(file: Path, content: bytes, of: str) -> None:
+def _check_finite(file: Path, content: bytes, of: str, *, infinite: bool = False) -> None:
     for name, tensor in load(content).items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not bool((~tensor.isnan() if infinite else torch.isfinite(tensor)).all()):
             raise damaged(file, f"tensor '{name}' holds NaN or infinite values", of)
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from clnp.wiring.plan import Gather, Group
 
+MOST = 1_000_000
+"""Units that a group may get at a time: more is a slip of the finger, and would take hours and all memory before it fails."""
 CLONED = ("aten.slice.Tensor", "aten.narrow.default", "aten.select.int")
 KEPT = (
     "aten.transpose.int",
@@ -64,6 +66,8 @@ class Widening:
                 raise WiringError(f"cannot widen '{name}': it is one weight that all units read, and has no units to add.")
             if not isinstance(n, int) or isinstance(n, bool) or n < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise WiringError(f"cannot widen '{name}': expected a number of units to add, at least 1, found {n!r}.")
+            if n > MOST:
+                raise WiringError(f"cannot widen '{name}': expected at most {MOST:,} units to add, found {n:,}.")
         self.wiring = wiring
         self.groups: list[Group] = []
         self.number = torch.full((wiring.n_units + 1,), -1)  # old unit -> new unit

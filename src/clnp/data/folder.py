@@ -85,12 +85,17 @@ def _is_image(file: Path, folder: Path) -> bool:
 def _read(image: Any, file: Path, size: tuple[int, int] | None, mode: str) -> UInt8[Tensor, "c h w"]:
     try:
         with image.open(file) as opened:
+            depth = opened.mode
             picture = opened.convert(mode)
             if size is not None:
                 picture = picture.resize((size[1], size[0]), image.Resampling.BILINEAR)
     except (OSError, ValueError, SyntaxError, image.DecompressionBombError) as error:  # SyntaxError: Pillow's word for a broken PNG
         msg = f"cannot read {file} as an image: {error}. Mend the file or take it out."
         raise DataError(msg) from error
+    if depth[0] in "IF":  # Pillow cuts every number above 255
+        raise DataError(
+            f"cannot read {file} as an image: expected 8 bits a channel, found Pillow's mode '{depth}'. Convert it or take it out."
+        )
     pixels = torch.from_numpy(np.array(picture, dtype=np.uint8))
     return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 

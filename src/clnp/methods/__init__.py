@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from clnp.methods.clnp import Clnp
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from clnp.data.task import Task
     from clnp.inputs import Inputs
 
-__all__ = ["METHODS", "METHODS_OF", "Make", "Method", "unread"]
+__all__ = ["METHODS", "Make", "Method"]
 
 
 class Method(Protocol):
@@ -89,21 +89,3 @@ METHODS: Mapping[str, Make] = {
     "hat": hat,
     "wsn": wsn,
 }
-
-METHODS_OF: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(("l1", "margin", "pool", "criterion", "claim_weight", "reuse", "private", "memory_limit"), ("clnp",)),
-    "strength": ("ewc", "online-ewc", "si", "hat"),
-    "damping": ("si",),
-    "share": ("packnet", "wsn"),
-    "contexts": ("superposition",),
-}
-"""Settings that not every method reads, and those that do."""
-
-
-def unread(method: str, settings: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Return those of some settings that a method does not read, and the methods that do.
-
-    >>> unread("ewc", ["epochs", "strength", "share"])
-    {'share': ('packnet', 'wsn')}
-    """
-    return {key: METHODS_OF[key] for key in settings if method not in METHODS_OF.get(key, METHODS)}

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup
 
-from clnp.config import LearnConfig
+from clnp.config import LearnConfig, unread
 from clnp.errors import DamageError, StoreError
-from clnp.methods import unread
 from clnp.report.pages import pages
 from clnp.report.run import read_run
 from clnp.rundir import CONFIG

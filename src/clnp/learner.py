@@ -251,7 +251,7 @@ class Learner:
         Returns: what the task took and gave.
 
         Raises:
-            TaskError: the name is taken.
+            TaskError: the name is taken, or another task was learned or undone meanwhile.
             CapacityError: no group has a free unit.
             DataError: the data are not what a task needs.
             TrainingError: the loss became NaN or infinite.

@@ -21,6 +21,7 @@ import ledgers
 import promises
 import small
 from clnp.allocation import FREE
+from clnp.patches import make_patch
 from ledgers import empty, learn, logits
 
 sys.path.insert(0, str(Path(__file__).parent / "zoo"))  # the zoo's networks are modules there
@@ -379,3 +380,12 @@ def test_an_interrupted_undo_leaves_the_task_whole(monkeypatch):
         learner.undo("two")
     after = answers(copy.deepcopy(learner), name)
     assert all(torch.equal(after[task], before[task]) for task in TASKS)
+
+
+def test_a_name_is_the_same_however_it_is_composed(tmp_path):
+    """As macOS types it: a letter, and the accent after it."""
+    learner = copy.deepcopy(captured("mlp"))
+    teach(learner, "mlp", "caf\u00e9", 0)
+    learner.save(tmp_path / "model")
+    assert make_patch(tmp_path / "model", "cafe\u0301")
+    assert clnp.undoing.undo(tmp_path / "model", "cafe\u0301").task == "caf\u00e9"

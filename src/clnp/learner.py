@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import time
-import unicodedata
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ from clnp.forecast import Forecast, forecast
 from clnp.inputs import Inputs, check_forms, check_inputs, forms, parts
 from clnp.isolation import norm_parts
 from clnp.ledger import notices
-from clnp.names import clean_name
+from clnp.names import clean_name, composed
 from clnp.narrow import check_narrowing, free_sizes, narrow
 from clnp.persistence import load, save, undo_
 from clnp.pruning import Trial, prune
@@ -178,7 +177,7 @@ class Learner:
 
     def _known(self, task: str) -> str:
         """Return the name of a task that is learned in the form that it is kept in: however it is composed, it is the same name."""
-        name = unicodedata.normalize("NFC", task) if isinstance(task, str) else repr(task)  # pyright: ignore[reportUnnecessaryIsInstance]
+        name = composed(task) if isinstance(task, str) else repr(task)  # pyright: ignore[reportUnnecessaryIsInstance]
         self._allocation.number(name)
         return name
 

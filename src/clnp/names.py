@@ -7,6 +7,11 @@ import unicodedata
 MAX_NAME = 200
 
 
+def composed(name: str) -> str:
+    """Return a name in its composed form (NFC): however it was typed, it is the same name."""
+    return unicodedata.normalize("NFC", name)
+
+
 def clean_name(name: str) -> str:
     r"""Return a name in its composed form (NFC): what looks the same is the same.
 
@@ -18,8 +23,8 @@ def clean_name(name: str) -> str:
     >>> clean_name("../../etc/passwd")  # no path will ever be made of it
     '../../etc/passwd'
     """
-    composed = unicodedata.normalize("NFC", name)
-    if not composed or not composed.isprintable() or len(composed) > MAX_NAME:
+    name = composed(name)
+    if not name or not name.isprintable() or len(name) > MAX_NAME:
         msg = f"a name has 1 to {MAX_NAME} printable characters"
         raise ValueError(msg)
-    return composed
+    return name

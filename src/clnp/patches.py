@@ -14,7 +14,6 @@ so that nothing in it names a path, and every byte of it is under a hash.
 from __future__ import annotations
 
 import json
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from clnp.errors import DamageError, StoreError, TaskError, first_line
 from clnp.files import digest
 from clnp.ledger import Ledger, create, extend
 from clnp.locks import WAIT, locked
+from clnp.names import composed
 from clnp.parsing import parse_json
 from clnp.tensorfile import tensor_table
 from clnp.undoing import check_units
@@ -86,7 +86,7 @@ def make_patch(directory: str | PathLike[str], since: str | None = None) -> byte
     ledger, _ = open_ledger(directory)
     base = -1
     if since is not None:
-        since = unicodedata.normalize("NFC", since)
+        since = composed(since)
         known = [record for record in ledger.learned if record.task == since]
         if not known:
             names = ", ".join(repr(record.task) for record in ledger.learned) or "(none)"

@@ -120,13 +120,12 @@ def export(out: Path, task: str, *, to: Format | None = None, file: Path | None 
     learner, config = load_learner(out)
     lookup("task", task, dict.fromkeys(learner.tasks))
     tasks = BENCHMARKS[config.benchmark].tasks(data, config.seed, config.n_tasks)
-    numbers = {each.name: number for number, each in enumerate(tasks)}  # not their places among those not undone
-    others = [name for name in learner.tasks if name not in numbers]  # they were learned in Python
-    index = numbers[task] if task in numbers else len(tasks) + others.index(task)
+    # Not its place among those not undone; tasks that were learned in Python come after those of the run.
+    index = list(dict.fromkeys([*(each.name for each in tasks), *learner.tasks])).index(task)
     if file is None:
         to = to or "onnx"
         file = out / f"task-{index:03d}.{to}"
-    return learner.export(file, task=task, to=to, inputs=tasks[index].test[0] if task in numbers else None)
+    return learner.export(file, task=task, to=to, inputs=tasks[index].test[0] if index < len(tasks) else None)
 
 
 def widen(out: Path, more: Mapping[str, int]) -> Json:

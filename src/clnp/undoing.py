@@ -6,7 +6,6 @@ deletes the task's file as well, after the tombstone is on the disk.
 
 from __future__ import annotations
 
-import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from clnp.entries import Learned, Undone
 from clnp.errors import StoreError, TaskError, damaged
 from clnp.ledger import Addition, Ledger, chained, extend, task_file
 from clnp.locks import WAIT, locked
+from clnp.names import composed
 from clnp.tensorfile import index_arrays
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def undo(directory: str | PathLike[str], task: str | None = None, *, purge: bool
 def _find(ledger: Ledger, task: str | None) -> Learned:
     """Return the record of the task to undo: one that there is, or the newest undone one of that name."""
     tasks = ledger.tasks
-    task = task if task is None else unicodedata.normalize("NFC", task)  # however it is composed, it is the same name
+    task = task if task is None else composed(task)
     if task is None:
         if not tasks:
             raise TaskError(f"cannot undo a task of '{ledger.path}': it has none.")

@@ -5,7 +5,7 @@ An epoch of task t goes through the data of all tasks up to t, so that the last 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,6 @@ from clnp.training import IMPOSSIBLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from clnp.config import LearnConfig
     from clnp.data.task import Task
@@ -79,25 +78,17 @@ class Joint(Shared):
         """Take the data of the earlier tasks: a run that is continued does not have them."""
         self._seen = [(TensorExamples(*task.train), TensorExamples(*task.validation)) for task in tasks]
 
-    def learn(
-        self,
-        task_name: str,
-        train: tuple[Inputs, Tensor],
-        validation: tuple[Inputs, Tensor],
-        n_classes: int,
-        progress: Callable[[dict[str, Any]], None],
-        work: Path | None = None,
-    ) -> dict[str, Any]:
-        """Train on this task and all before it.
+    def _check_ready(self, doing: str) -> None:
+        """Check that the data of all tasks are here.
 
         Raises:
             TaskError: earlier tasks were loaded, and nobody has given their data again.
         """
+        super()._check_ready(doing)
         if len(self._seen) < len(self.tasks):
             raise TaskError(
-                f"cannot learn task '{task_name}': all tasks are learned together, and the data of those that were loaded are missing. Give them to revisit() first."
+                f"{doing}: all tasks are learned together, and the data of those that were loaded are missing. Give them to revisit() first."
             )
-        return super().learn(task_name, train, validation, n_classes, progress, work)
 
     def _train(
         self,

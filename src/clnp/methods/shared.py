@@ -88,7 +88,7 @@ class Shared:
         work: Path | None = None,
     ) -> dict[str, Any]:
         """Train everything that the guard leaves free on one task; if it is not finished, nothing is used any more."""
-        self._check_whole(f"cannot learn task '{task_name}'")
+        self._check_ready(f"cannot learn task '{task_name}'")
         examples, held_out = checked(task_name, self.tasks, train, validation, n_classes, self._like)
         index, self._view, self._half = len(self.n_classes), None, task_name
         head = self._head(index, n_classes)
@@ -116,6 +116,14 @@ class Shared:
         accuracy = fit(network, examples, held_out, stages=stages, between=partial(self.guard.trained_, self.trunk))
         self.guard.learned_(network, examples, index, self.seed, "task", index, "guard")
         return accuracy
+
+    def _check_ready(self, doing: str) -> None:
+        """Check that a task can be learned.
+
+        Raises:
+            TaskError: one was left half learned.
+        """
+        self._check_whole(doing)
 
     def _check_whole(self, doing: str) -> None:
         """Check that no task was left half learned: all share the weights that it has moved.

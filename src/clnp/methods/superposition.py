@@ -106,10 +106,8 @@ class Contexts(OwnTensors):
         """Change what a shared head reads, as it changes the input of each layer."""
         if not self.shared_head:
             return features
-        context = self.drawn("head", features.shape[1]).to(features)
-        if self.kind == "complex":  # the head's weights hold Re(W) and -Im(W) side by side
-            return torch.cat([features * context.cos(), features * context.sin()], 1)
-        return features @ context.T if self.kind == "rotation" else features * context
+        real, imaginary = self._turned("head", features, -1)
+        return real if imaginary is None else torch.cat([real, imaginary], 1)  # the head's weights hold Re(W) and -Im(W) side by side
 
     def drawn(self, name: str, n: int) -> Tensor:
         """Return the context of the present task for a layer that reads n channels: (n,), or (n, n) for a rotation."""
@@ -126,17 +124,21 @@ class Contexts(OwnTensors):
             self._drawn = {old: value for old, value in self._drawn.items() if old[1] == self._index} | {place: drawn}
         return self._drawn[place]
 
-    def _before(self, name: str, module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        x = inputs[0]
-        dim = 1 if isinstance(module, nn.Conv2d) else -1
+    def _turned(self, name: str, x: Tensor, dim: int) -> tuple[Tensor, Tensor | None]:
+        """Return what a layer reads through the task's context: its real part, and the imaginary one of the complex form."""
         context = self.drawn(name, x.shape[dim]).to(x)
         shape = [1, -1, 1, 1] if dim == 1 else [-1]
         if self.kind == "rotation":
-            return (torch.einsum("nchw,dc->ndhw", x, context) if dim == 1 else x @ context.T,)
+            return torch.einsum("nchw,dc->ndhw", x, context) if dim == 1 else x @ context.T, None
         if self.kind == "complex":
-            self._input[name] = x * context.sin().view(shape)
-            return (x * context.cos().view(shape),)
-        return (x * context.view(shape),)
+            return x * context.cos().view(shape), x * context.sin().view(shape)
+        return x * context.view(shape), None
+
+    def _before(self, name: str, module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        real, imaginary = self._turned(name, inputs[0], 1 if isinstance(module, nn.Conv2d) else -1)
+        if imaginary is not None:
+            self._input[name] = imaginary
+        return (real,)
 
     def _after(self, name: str, module: Any, _inputs: Any, out: Tensor) -> Tensor:
         if self.kind != "complex":

@@ -235,12 +235,11 @@ def check(source: Examples, what: str, forms: Forms) -> None:
 
 
 def check_labels(y: Tensor, n_classes: int, what: str) -> None:
-    """Check that labels lie in 0..n_classes-1.
+    """Check that labels, int64, lie in 0..n_classes-1.
 
     Raises:
         DataError: the smallest or largest label lies outside.
     """
-    y = y.long()  # some integers have no minimum
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= n_classes:
         raise DataError(f"cannot use the {what}: expected labels 0 to {n_classes - 1}, found {low if low < 0 else high}. Renumber them.")
@@ -268,7 +267,7 @@ def check_several(name: str, y: Tensor) -> None:
     Raises:
         DataError: they do not.
     """
-    if len(torch.unique(y.long())) < 2:
+    if len(torch.unique(y)) < 2:
         raise DataError(f"cannot learn task '{name}': its training data hold a single class; a classifier needs at least two.")
 
 
@@ -328,9 +327,10 @@ def open_data(
             whole = replace(whole, counted=sum(1 for _ in whole.batches(0, generator)))
     for part, text in ((whole, what), (held_out, what_held_out), (sample, what)):
         check(part, text, forms)
+    whole, held_out, sample = _long(whole), _long(held_out), _long(sample)
     known = [part for part in (whole, held_out, sample) if isinstance(part, TensorExamples)]
     if n_classes is None:
-        n_classes = 1 + max(int(part.y.long().max()) for part in known)
+        n_classes = 1 + max(int(part.y.max()) for part in known)
     check_n_classes(name, n_classes)
     for part in known:
         check_labels(part.y, n_classes, what_held_out if part is held_out else what)
@@ -338,7 +338,7 @@ def open_data(
     check_several(name, seen.y)
     if isinstance(whole, StreamExamples):
         whole = replace(whole, forms=forms)
-    return TaskData(_long(whole), _long(held_out), _long(sample), n_classes)
+    return TaskData(whole, held_out, sample, n_classes)
 
 
 def _long(part: Any) -> Any:

@@ -27,7 +27,7 @@ from torch import Tensor
 from clnp import __version__, stopping
 from clnp.errors import first_line
 from clnp.files import write_atomic
-from clnp.inputs import cut, parts
+from clnp.inputs import parts
 from clnp.sources import Examples, StreamExamples
 
 if TYPE_CHECKING:
@@ -40,8 +40,6 @@ SAVE_SECONDS = 10.0
 """Training that a kill may cost: the state is saved when so much time has passed since it was saved last."""
 SHARE = 20
 """Saving takes at most one in so many seconds, however large the network."""
-FIRST = 16
-"""Examples of each part of the data that are compared in full; of the others, labels and shapes."""
 TIME = "time"
 """The file that holds no state, only the time that the task has taken."""
 OWN = re.compile(r"work-([a-z]+(?:-\d+)?)\.safetensors(\.new)?")
@@ -235,10 +233,10 @@ def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def fingerprint(**data: Examples) -> tuple[Json, dict[str, Tensor]]:
-    """Return, as JSON and as tensors, what tells a task's data from others, without reading them all.
+    """Return, as JSON and as tensors, what tells a task's data from others.
 
-    Of examples in memory: shapes, dtypes, all labels, and the first examples. Of a stream only the kind of its loader is known; the
-    examples that were read of it before training tell the rest.
+    Of examples in memory that is all they hold: a single one that was mended makes another task. Of a stream only the kind of its loader is
+    known; the examples that were read of it before training tell the rest.
     """
     facts: Json = {}
     tensors: dict[str, Tensor] = {}
@@ -248,7 +246,7 @@ def fingerprint(**data: Examples) -> tuple[Json, dict[str, Tensor]]:
             continue
         facts[name] = [[str(x.dtype), list(x.shape)] for x in (*parts(part.x), part.y)]
         tensors[f"{name}.y"] = part.y
-        tensors |= {f"{name}.x.{place}": x for place, x in enumerate(parts(cut(part.x, 0, FIRST)))}
+        tensors |= {f"{name}.x.{place}": x for place, x in enumerate(parts(part.x))}
     return facts, tensors
 
 

@@ -59,8 +59,8 @@ def checked(
     for (x, y), part in ((train, "training"), (validation, "validation")):
         what = f"{part} data of task '{name}'"
         check(TensorExamples(x, y), what, like)
-        check_labels(y, n_classes, what)
         found.append(TensorExamples(x, y.long()))
+        check_labels(found[-1].y, n_classes, what)
     check_several(name, found[0].y)
     return found[0], found[1]
 

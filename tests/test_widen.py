@@ -14,6 +14,7 @@ import clnp.pruning
 import promises
 from clnp.cli import main
 from clnp.narrow import narrow
+from clnp.rundir import around
 from small import RESNET_IN_CI, SHAPE, learn, learned, network
 from test_pruning import nothing_released
 
@@ -143,6 +144,9 @@ def test_the_command_line_widens_a_run(run, capsys):
     groups = [line.partition(":")[0] for line in text.splitlines()[:-1]]
     free = [int(line.split(": ")[1].split(" of ")[0]) / int(line.split(" of ")[1].split()[0]) for line in text.splitlines()[:-1]]
     assert free == sorted(free), "the bottleneck comes first"
+    main_ok(["widen", str(run), "--json"])
+    room = json.loads(capsys.readouterr().out)
+    assert free == sorted(room["free"][group] / n_units for group, n_units in room["groups"].items())
     main_ok(["widen", str(run), f"{groups[0]}=7", "--json"])
     event = json.loads(capsys.readouterr().out)
     assert event["added"] == {groups[0]: 7}
@@ -150,6 +154,26 @@ def test_the_command_line_widens_a_run(run, capsys):
     assert summary["capacity"][groups[0]]["n_units"] == event["groups"][groups[0]]
     main_ok(["status", str(run)])
     assert f"of {event['groups'][groups[0]]} in {groups[0]}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_model_directory_of_a_run_stands_for_the_run(run, tmp_path, capsys, monkeypatch):
+    model, link, loop = run / "model", tmp_path / "latest", tmp_path / "loop"
+    link.symlink_to(model)
+    loop.symlink_to(loop)
+    monkeypatch.chdir(model)
+    for given in (str(model), str(link), "."):
+        for command in (["status"], ["report"], ["widen"], ["export", "--task", "digits-0"]):
+            main_ok([*command, given])
+            capsys.readouterr()
+    main_ok(["widen", str(model), "hidden1=7"])
+    n_units = json.loads((run / "summary.json").read_text())["capacity"]["hidden1"]["n_units"]
+    assert f"of {n_units} units free" in capsys.readouterr().out
+    assert around(model / "tasks") == model / "tasks"
+    for other in (loop, tmp_path / "model"):
+        with pytest.raises(SystemExit) as stopped:
+            main(["status", str(other)])
+        assert stopped.value.code == 1
+        assert str(other) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

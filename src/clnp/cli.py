@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clnp import __version__
-from clnp.cli_models import register
+from clnp.cli_models import AsJson, RunDirectory, register
 from clnp.errors import ClnpError, ConfigError, DamageError, StoreError, one_line
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ def _read_yaml(file: Path | None) -> dict[str, Any]:
 
 
 @app.command()
-def status(directory: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
+def status(directory: RunDirectory) -> None:
     """Show how far a run is and what it has achieved, without loading a network."""
     from clnp import locks
     from clnp.report import read_run
@@ -256,7 +256,7 @@ def status(directory: Annotated[Path, typer.Argument(help="A run directory.")]) 
 
 @app.command()
 def report(
-    directory: Annotated[Path, typer.Argument(help="A run directory.")],
+    directory: RunDirectory,
     out: Annotated[Path | None, typer.Option("--out", help="The HTML file; report.html in the run directory by default.")] = None,
 ) -> None:
     """Write the report of a run: one HTML file that needs no network."""
@@ -293,12 +293,12 @@ def compare_(
 
 @app.command()
 def export(
-    directory: Annotated[Path, typer.Argument(help="A run directory of method clnp.")],
+    directory: RunDirectory,
     task: Annotated[str, typer.Option("--task", help="The name of the task whose predictor is exported.")],
     to: Annotated[str | None, typer.Option("--to", help="onnx or pt2; by default what the suffix of --out says, or onnx.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The file; task-NUMBER.onnx (or .pt2) in the run directory by default.")] = None,
     data: DataOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Export one task's own small network, checked against the original on its test examples before it is put in place."""
     if to not in (None, "onnx", "pt2"):
@@ -320,9 +320,9 @@ def export(
 
 @app.command()
 def widen(
-    directory: Annotated[Path, typer.Argument(help="A run directory of method clnp.")],
+    directory: RunDirectory,
     more: Annotated[list[str] | None, typer.Argument(metavar="GROUP=UNITS...", help="How many units are added to which group.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Add free units to groups of a run's network; what it has learned does not change. Without GROUP=UNITS: list the groups."""
     wanted: dict[str, int] = {}
@@ -335,6 +335,10 @@ def widen(
 
     if not wanted:
         units = runs.load_learner(directory)[0].capacity()
+        if as_json:
+            rooms = {"groups": {name: row.n_units for name, row in units.items()}, "free": {name: row.free for name, row in units.items()}}
+            typer.echo(json.dumps(rooms, indent=2))
+            return
         for name, row in sorted(units.items(), key=lambda item: item[1].free / item[1].n_units):
             typer.echo(f"{name}: {row.free} of {row.n_units} units free")
         typer.echo(f"to add units: clnp widen {shlex.quote(str(directory))} GROUP=UNITS")

@@ -15,7 +15,16 @@ from clnp.errors import ConfigError, StoreError
 if TYPE_CHECKING:
     from clnp.verification import TaskReceipt, Verification
 
+
+def _run_of(given: Path) -> Path:
+    """Return the run directory that is meant."""
+    from clnp import rundir
+
+    return rundir.around(given)
+
+
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A model directory, or a run directory.")]
+RunDirectory = Annotated[Path, typer.Argument(metavar="RUN", callback=_run_of, help="A run directory, or the model directory in it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
 
 
@@ -151,12 +160,11 @@ def undo(
     """Remove a task exactly: its units are free again, and no other task changes. Refused when later tasks need its units."""
     from clnp import rundir
 
-    around = directory.resolve().parent
-    of_run = directory.resolve().name == rundir.MODEL and (around / rundir.CONFIG).is_file()  # the run has to know
-    if of_run or (directory / rundir.CONFIG).is_file():
+    run = rundir.around(directory)
+    if (run / rundir.CONFIG).is_file():  # the run has to know
         from clnp.runs import undo as undo_in_run
 
-        tombstone = undo_in_run(around if of_run else directory, task, purge=purge)
+        tombstone = undo_in_run(run, task, purge=purge)
     else:
         from clnp.undoing import undo as undo_in_model
 

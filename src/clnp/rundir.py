@@ -11,8 +11,10 @@ RUN/.lock          held by the process at work, see `clnp.locks`
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -23,7 +25,6 @@ from clnp.parsing import MAX_YAML, parse_json, parse_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 CONFIG, EVENTS, MODEL, WORK, SUMMARY = "config.yaml", "events.jsonl", "model", "work", "summary.json"
 MAX_EVENTS, MAX_SUMMARY = 2**30, 2**26
@@ -31,6 +32,13 @@ MAX_EVENTS, MAX_SUMMARY = 2**30, 2**26
 _SEAL = re.compile(rb', "check": "([0-9a-f]{16})"\}$')
 
 Json = dict[str, Any]
+
+
+def around(directory: Path) -> Path:
+    """Return the run directory that a model directory belongs to; any other directory as it is given."""
+    model = Path(os.path.realpath(directory))  # it does not fail where links go in a circle
+    of_run = model.name == MODEL and (model.parent / CONFIG).is_file() and not (model / CONFIG).is_file()
+    return model.parent if of_run else directory
 
 
 def read_config(run: Path) -> Json:

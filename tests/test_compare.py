@@ -14,6 +14,7 @@ import yaml
 from clnp import cli
 from clnp.errors import DamageError, StoreError
 from clnp.experiment import configure, run
+from clnp.methods import METHODS
 from clnp.report import compare, render_comparison
 from clnp.report.compare import flip_test
 from clnp.report.run import read_run
@@ -71,6 +72,15 @@ def test_means_and_spreads_are_over_seeds_and_the_best_comes_first(runs):
     assert row.cpu_seconds > 0
     assert found.rows[0].p is None
     assert 0 < found.rows[1].p <= 1
+
+
+def test_all_methods_stand_side_by_side(tmp_path, capsys):
+    for method in METHODS:
+        run(configure("digits", method=method, n_tasks=2, settings=SETTINGS), tmp_path / method, command="clnp run")
+    assert call(*sorted(tmp_path.iterdir()), "--json") == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert sorted(row["method"] for row in rows) == sorted(METHODS)
+    assert all(row["p"] is not None for row in rows[1:])
 
 
 def test_one_seed_has_no_spread(runs):

@@ -272,6 +272,37 @@ def test_orthogonal_contexts_retrieve_exactly():
         torch.testing.assert_close(layer(x), value[None] * 4 * 0.5)
 
 
+def test_orthogonal_phases_retrieve_exactly():
+    """The phases of a Fourier basis: what was stored with another task's sums to zero around the circle."""
+    phases = 2 * torch.pi * torch.arange(3.0)[:, None] * torch.arange(4.0) / 4
+    stored = torch.tensor([2.0, -3.0, 5.0])
+    layer, guard = nn.Sequential(nn.Linear(4, 1, bias=False)), Contexts("complex", 0)
+    guard.begin_(layer, 0)
+    whole = (stored[:, None] * torch.polar(torch.ones(3, 4), -phases)).sum(0, keepdim=True)
+    with torch.no_grad():
+        layer[0].weight.copy_(whole.real)
+        guard.imaginary["0"].copy_(whole.imag)
+    for task, value in enumerate(stored):
+        x = guard.context(torch.full((1, 4), 0.5), task)
+        guard._drawn = {("0", task): phases[task]}
+        torch.testing.assert_close(layer(x), value.view(1, 1) * 4 * 0.5)
+
+
+def test_rotations_onto_orthogonal_axes_retrieve_exactly():
+    """A common rotation, then signs of a Hadamard matrix: between two tasks the signs' product is left, whose sum is zero."""
+    signs = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1]])
+    stored = torch.tensor([2.0, -3.0, 5.0])
+    common = Contexts("rotation", 1).drawn("any", 4)
+    layer, guard = nn.Sequential(nn.Linear(4, 1, bias=False)), Contexts("rotation", 0)
+    with torch.no_grad():
+        layer[0].weight.copy_((stored[:, None] * signs).sum(0, keepdim=True))
+    guard.begin_(layer, 0)
+    for task, value in enumerate(stored):
+        x = guard.context(0.5 * common.sum(0, keepdim=True), task)
+        guard._drawn = {("0", task): signs[task].diag() @ common}
+        torch.testing.assert_close(layer(x), value.view(1, 1) * 4 * 0.5)
+
+
 @pytest.mark.parametrize("kind", ["binary", "complex", "rotation"])
 @pytest.mark.parametrize("layer", [nn.Linear(6, 4), nn.Conv2d(6, 4, 3, padding=1)], ids=["linear", "conv"])
 def test_contexts_are_drawn_from_the_seed_and_differ_between_tasks(kind, layer):
@@ -504,6 +535,26 @@ def test_hats_attention_is_annealed_within_an_epoch_and_sparse_by_its_penalty(sp
     a = torch.sigmoid(speed * trained.detach())
     unscaled = 2.0 * a * (1 - a) / 5
     torch.testing.assert_close(trained.grad, speed * 400 * unscaled)  # cosh(s e) over cosh(e) is 1 where s is
+
+
+@pytest.mark.parametrize("speed", [SPEED, 1.0])
+def test_hats_embedding_moves_by_the_gradient_that_equation_6_gives(speed):
+    """cosh(ln 2) is 5/4, and cosh(ln 4) is 17/8: at s = 2 the gradient grows by 400/2 times (25/8) over (9/4)."""
+    trunk = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+    guard = Attention(trace(trunk, X[:2]), 0.0, 0, speed)
+    guard.begin_(trunk, 0)
+    guard._s = 2.0
+    (trained,) = guard.embeddings
+    with torch.no_grad():
+        trained.copy_(torch.tensor([2.0, 1.0, 0.5]).log() / speed)
+    trained.grad = torch.tensor([1.0, 1.0, -3.0])
+    guard.before_step_(trunk)
+    torch.testing.assert_close(trained.grad, 200 * torch.tensor([25 / 18, 1.0, -3 * 25 / 18]))
+    guard._s = 400.0
+    trained.grad = torch.ones(3)
+    guard.before_step_(trunk)
+    limit = torch.cosh(torch.tensor(50.0)) + 1  # of s e: 277 would be too much for a float
+    torch.testing.assert_close(trained.grad, torch.stack([limit / 2.25, torch.tensor(1.0), limit / 2.25]))
 
 
 @pytest.mark.parametrize(("optimizer", "speed"), [("sgd", 1.0), ("adam", SPEED), ("adamw", SPEED)])

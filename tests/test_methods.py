@@ -16,6 +16,7 @@ from clnp.config import METHODS_OF, LearnConfig, unread
 from clnp.errors import ConfigError, DamageError, DataError, StoreError, TaskError, TrainingError
 from clnp.methods import METHODS, shared
 from clnp.methods.dense import STATE
+from clnp.methods.joint import ManyHeads
 from clnp.models import MODELS
 from clnp.seeds import seeded
 from clnp.training import IMPOSSIBLE
@@ -330,26 +331,48 @@ def test_a_single_head_is_shared_and_grows(tasks, tmp_path):
     assert torch.equal(loaded.predict(tasks[0].test[0], "more"), method.predict(tasks[0].test[0], "more"))
 
 
-def test_the_dense_baseline_is_a_plain_loop(tasks):
+@pytest.mark.parametrize("name", ["finetune", "single"])
+def test_the_dense_baseline_is_a_plain_loop(name, tasks):
     """The shared loop must do to a dense network what ten obvious lines do, or its cost and accuracy are no baseline."""
-    config = LearnConfig(epochs=2, rounds=1, finetune_epochs=0, batch_size=64, schedule="constant", lr=0.01)
-    method = make("finetune", config)
-    teach(method, tasks[0])
-
     from clnp.methods.dense import make_head
     from clnp.seeds import generator
 
-    network = nn.Sequential(trunk(), make_head(64, 2, 0, "task", 0))
-    optimizer = torch.optim.Adam(network.parameters(), lr=0.01, betas=(0.9, 0.999), fused=True)
-    x, y = tasks[0].train
-    for epoch in range(2):
-        order = torch.randperm(len(x), generator=generator(0, "task", 0, "train", 0, "order", epoch))
-        for places in order[: len(x) - len(x) % 64].split(64):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(network(x[places]), y[places]).backward()
-            optimizer.step()
-    with torch.no_grad():
-        assert torch.equal(method.predict(x, tasks[0].name), network(x))
+    config = LearnConfig(epochs=2, rounds=1, finetune_epochs=0, batch_size=64, schedule="constant", lr=0.01)
+    method, body, answers = make(name, config), trunk(), []
+    for index, task in enumerate(tasks[:2]):
+        teach(method, task)
+        if name == "single":
+            body = trunk()
+        network = nn.Sequential(body, make_head(64, 2, 0, "task", index))
+        optimizer = torch.optim.Adam(network.parameters(), lr=0.01, betas=(0.9, 0.999), fused=True)
+        x, y = task.train
+        for epoch in range(2):
+            order = torch.randperm(len(x), generator=generator(0, "task", index, "train", 0, "order", epoch))
+            for places in order[: len(x) - len(x) % 64].split(64):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(network(x[places]), y[places]).backward()
+                optimizer.step()
+        with torch.no_grad():
+            answers.append(network(x))
+            assert torch.equal(method.predict(x, task.name), answers[-1])
+    old = method.predict(tasks[0].train[0], tasks[0].name)
+    assert torch.equal(old, answers[0]) == (name == "single"), "a network of its own keeps what it learned, a shared one does not"
+
+
+def test_the_upper_bound_counts_every_example_once_and_against_its_own_classes(tasks):
+    """The loss of 32 + 16 examples of two tasks is the mean of 48 cross-entropies, each over two classes."""
+    torch.manual_seed(0)
+    heads = [nn.Linear(64, 2), nn.Linear(64, 2)]
+    network, parts = ManyHeads(trunk().eval(), heads, [2, 2]), [(tasks[0], 32), (tasks[1], 16)]
+    x = torch.cat([task.train[0][:n] for task, n in parts])
+    numbers = torch.tensor([0] * 32 + [1] * 16)
+    y = torch.cat([parts[0][0].train[1][:32], 2 + parts[1][0].train[1][:16]])
+    found = nn.functional.cross_entropy(network((x, numbers)), y)
+    each = [
+        nn.functional.cross_entropy(head(network.trunk(task.train[0][:n])), task.train[1][:n], reduction="sum")
+        for head, (task, n) in zip(heads, parts, strict=True)
+    ]
+    torch.testing.assert_close(found, sum(each) / 48)
 
 
 def test_the_upper_bound_learns_all_tasks_at_once(tasks):

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
+import shlex
 import sys
 import time
 from functools import partial
@@ -22,11 +21,12 @@ from pathlib import Path
 
 from clnp import metrics
 from clnp.benchmarks import get_benchmark
-from clnp.experiment import accuracy, build_trunk, configure, versions
+from clnp.experiment import accuracy, build_trunk, configure
 from clnp.files import write_atomic
 from clnp.methods import METHODS
 from clnp.training import threads
 from plans import EXPERIMENTS
+from speed import stamp
 
 
 def quiet(_event: dict[str, object]) -> None:
@@ -70,7 +70,7 @@ def main() -> None:
     }
     cpu: dict[str, list[float]] = {name: [] for name in methods}
     matrices: dict[str, list[list[float | None]]] = {name: [] for name in methods}
-    command = "python " + " ".join(sys.argv)
+    command = shlex.join(["python", *sys.argv])
     with threads(options.threads):
         for index, task in enumerate(tasks):
             train, validation = task.train, task.validation
@@ -97,7 +97,7 @@ def main() -> None:
                 "dense_cpu_seconds_per_task": dense,
                 "ratio": ratio,
                 "accuracy_matrix": matrices,
-                "versions": {**versions(), "cores": os.cpu_count(), "processor": platform.processor() or platform.machine()},
+                "versions": {**stamp(), "threads": options.threads},
                 "command": command,
                 "capacity": methods["clnp"].capacity(),
             }

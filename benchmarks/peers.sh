@@ -11,6 +11,7 @@ trap 'rm -f "$versions"' EXIT
 python -m pip freeze --exclude-editable | grep -E '^(torch|numpy)==' > "$versions"
 python -m venv "$into"
 echo "$packages" > "$("$into/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
-"$into/bin/pip" install --quiet --no-deps torchvision  # its own operators are missing beside another torch, and are not needed
-"$into/bin/pip" install --quiet --constraint "$versions" avalanche-lib==0.6.0 dill
-"$into/bin/pip" install --quiet --constraint "$versions" clarena==1.1.0 || echo "clarena does not install here: it is left out" >&2
+add() { "$into/bin/pip" install --quiet "$@" || echo "${*: -1} does not install here: what needs it is left out" >&2; }
+add --no-deps torchvision  # its own operators are missing beside another torch, and are not needed
+add --constraint "$versions" dill avalanche-lib==0.6.0
+add --constraint "$versions" clarena==1.1.0

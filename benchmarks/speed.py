@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 THREADS = 2
 HERE = Path(__file__).parent
+PEERS = ["avalanche-lib", "clarena"]
 
 
 def contests() -> dict[str, Mapping[str, Callable[[], Callable[[], None]]]]:
@@ -135,7 +136,7 @@ def phases(data: Path | None, n_tasks: int, n_threads: int) -> dict[str, Any]:
     import torch
 
     from clnp.benchmarks import get_benchmark
-    from clnp.experiment import build_trunk, configure, versions
+    from clnp.experiment import build_trunk, configure
     from clnp.inputs import cut
     from clnp.learner import Learner
 
@@ -160,7 +161,29 @@ def phases(data: Path | None, n_tasks: int, n_threads: int) -> dict[str, Any]:
         follow({"event": "end"})
         rows.append(spent)
         print({name: round(seconds, 2) for name, seconds in spent.items()}, flush=True)
-    return {"tasks": rows, "learn": config.learn.model_dump(mode="json"), "versions": versions()}
+    return {"tasks": rows, "learn": config.learn.model_dump(mode="json"), "made": {**stamp(), "threads": n_threads}}
+
+
+def stamp(peers: str | None = None) -> dict[str, Any]:
+    """Return when, where and with what a measurement was made.
+
+    Args:
+        peers: the python of the environment of the peers, if they take part.
+    """
+    from clnp.experiment import versions
+    from reproduce import commit
+
+    of_peers = "import json, importlib.metadata as m; print(json.dumps({n: m.version(n) for n in %r if any(m.distributions(name=n))}))"
+    asked = peers and subprocess.run([peers, "-c", of_peers % (PEERS,)], capture_output=True, text=True, check=True).stdout
+    found = {**versions(), "threads": THREADS, "platform": platform.platform(), "cores": os.cpu_count(), "processor": processor()}
+    return {"date": time.strftime("%Y-%m-%d"), "commit": commit(), **found, **({"peers": json.loads(asked)} if asked else {})}
+
+
+def processor() -> str:
+    """Return the name of the processor, where the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def optimizer_bytes() -> dict[str, int]:
@@ -239,15 +262,7 @@ def main() -> None:
     if given.show:
         print(show(json.loads(given.show.read_text(encoding="utf-8"))))
         return
-    import torch
-
     found: dict[str, Any] = json.loads(given.out.read_text(encoding="utf-8")) if given.out and given.out.exists() else {}
-    found["versions"] = {
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "threads": THREADS,
-        "machine": platform.platform(),
-    }
     commands = found.setdefault("commands", [])
     commands.append(shlex.join(["python", *sys.argv]))
     if given.phases:
@@ -259,7 +274,8 @@ def main() -> None:
         for contest, names in contests().items():
             if given.only in (None, contest):
                 wanted = [name for name in names if name in peers or not name.startswith(("Avalanche", "CLArena"))]
-                found.setdefault("contests", {})[contest] = hold(contest, wanted, given.rounds, peers)
+                made = stamp(given.peers if peers.keys() & set(wanted) else None)
+                found.setdefault("contests", {})[contest] = {**hold(contest, wanted, given.rounds, peers), "made": made}
         found["optimizer_bytes"] = optimizer_bytes()
         print(show(found))
     if given.out:

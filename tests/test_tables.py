@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,14 @@ def test_a_ratio_is_to_the_turns_of_the_first_around_it(monkeypatch):
     assert found["twice"]["ratios"] == pytest.approx([2.0] * 5)
     assert found["missing"] == {"absent": "not installed"}
     assert "not measured: not installed" in speed.show({"contests": {"training": {"contestants": found}}})
+
+
+def test_a_measurement_says_when_where_and_with_what_it_was_made(monkeypatch):
+    alone = speed.stamp()
+    assert {"date", "commit", "clnp", "torch", "python", "threads", "platform", "cores", "processor"} <= alone.keys()
+    assert "peers" not in alone
+    monkeypatch.setattr(speed, "PEERS", ["torch", "nobody-wrote-this"])
+    assert speed.stamp(sys.executable)["peers"] == {"torch": version("torch")}
 
 
 @pytest.mark.parametrize("page", reproduce.PAGES)

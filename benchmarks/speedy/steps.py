@@ -198,7 +198,7 @@ CONTESTANTS: dict[str, Callable[[], Step]] = {
     **{f"clnp, {100 * share:.0f} % claimed": partial(clnp_steps, share) for share in SHARES},
     "clnp, 50 % claimed, nothing kept": partial(clnp_steps, 0.5, keep=False),
     **{f"claimed outputs once, {100 * share:.0f} %": partial(clnp_keep, share) for share in SHARES[1:]},
-    "gradients masked, 50 % frozen": partial(masked, 0.5),
+    **{f"gradients masked, {100 * share:.0f} % frozen": partial(masked, share) for share in SHARES},
     "Avalanche, naive": partial(avalanche, "naive"),
     "Avalanche, PackNet": partial(avalanche, "packnet"),
     "Avalanche, EWC": partial(avalanche, "ewc"),

@@ -10,7 +10,8 @@ tasks is a quadratic of its own, so that two tensors hold it, however many tasks
 
 Reference: Kirkpatrick et al. 2017, equation 3; the online form is Schwarz et al. 2018, equation 9. The squared gradient is taken for each
 example and not for the mean of a batch, which many implementations do and which is no Fisher information. The expectation over labels is
-the whole sum over classes, not one label drawn from it: a network that is sure of its answers draws the others too rarely. The online form does not
+the whole sum over classes, not one label drawn from it: a network that is sure of its answers draws the others too rarely. The expectation
+over examples is the mean of 2,048 training examples, drawn from the seed. The online form does not
 bring each task's F to the same length, as Schwarz et al. do. Running statistics of batch norms are no weights: no spring holds them.
 """
 

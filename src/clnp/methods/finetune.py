@@ -1,4 +1,8 @@
-"""Plain fine-tuning: what happens without any protection, and what one dense network costs."""
+r"""Plain fine-tuning: what happens without any protection, and what one dense network costs.
+
+Task t minimises its own loss alone, :math:`L_t(\theta) = E_{(x, y) \sim D_t} [-\log p_\theta(y|x)]`, and begins where task t-1 ended. There is no source, and
+nothing to depart from; the training is that of all methods (`clnp.training`).
+"""
 
 from __future__ import annotations
 

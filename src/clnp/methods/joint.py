@@ -1,6 +1,7 @@
-"""All tasks at once: what one network could do if no data were ever lost (the upper bound).
+r"""All tasks at once: what one network could do if no data were ever lost (the upper bound).
 
-An epoch of task t goes through the data of all tasks up to t, so that the last task has as many passes as in the other methods, and earlier ones more.
+After task t it minimises the mean over all examples so far, :math:`\frac{1}{\sum_{k \le t} n_k} \sum_{k \le t} \sum_{(x, y) \in D_k} -\log p_\theta(y|x, k)`, where an
+example counts against the classes of its own task alone. An epoch of task t goes through the data of all tasks up to t, so that the last task has as many passes as in the other methods, and earlier ones more.
 """
 
 from __future__ import annotations

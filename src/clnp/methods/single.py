@@ -1,4 +1,8 @@
-"""Each task alone: what the tasks are worth without each other, at the price of one network per task."""
+r"""Each task alone: what the tasks are worth without each other, at the price of one network per task.
+
+Task t minimises its own loss, :math:`L_t(\theta_t) = E_{(x, y) \sim D_t} [-\log p_{\theta_t}(y|x)]`, in weights of its own, and all networks begin with the same
+ones. It is the row "single-task SGD" of Golkar, Kagan & Cho 2019, and departs from it where the training of all methods does: Adam by default.
+"""
 
 from __future__ import annotations
 

@@ -139,9 +139,7 @@ def avalanche(kind: str) -> Step:
         network, plugins = PackNetModel(network), [PackNetPlugin(post_prune_epochs=1, prune_proportion=0.5)]
     common: dict[str, Any] = {
         "model": network,
-        "optimizer": torch.optim.Adam(network.parameters(), lr=LR, fused=True)
-        if kind != "packnet"
-        else torch.optim.Adam(network.parameters(), lr=LR),
+        "optimizer": torch.optim.Adam(network.parameters(), lr=LR, fused=True),
         "criterion": nn.CrossEntropyLoss(),
         "train_mb_size": BATCH,
         "train_epochs": 2 if kind == "packnet" else 1,

@@ -69,10 +69,11 @@ def keep(out: Path, to: Path, data: Path | None, code: str | None = None) -> Non
 
 
 def commit() -> str | None:
-    """Return the commit of this working tree, with "-dirty" behind it where files differ; None where it is not one of git."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
-    described = subprocess.run(command, capture_output=True, text=True, check=False)
-    return described.stdout.strip() or None
+    """Return the commit of this working tree, with "-dirty" behind it where other files than results differ; None where it is not one of git."""
+    git = partial(subprocess.run, capture_output=True, text=True, check=False)
+    described = git(["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]).stdout.strip()
+    changed = git(["git", "-C", str(ROOT), "diff", "--quiet", "HEAD", "--", ".", ":(exclude)benchmarks/results"]).returncode
+    return described + "-dirty" * bool(changed) or None
 
 
 def reloaded(config: RunConfig, model: Path, data: Path | None) -> list[float]:

@@ -192,6 +192,25 @@ def per_task(name: str) -> str:
     return markdown(["method", *(f"task {task + 1}" for task in range(n_tasks)), "mean"], lines)
 
 
+ALONE = {"clnp": "single", "clnp, twice as wide": "single, twice as wide"}
+"""Rows of `clnp`, and those of the same network trained on each task alone."""
+
+
+def beside_alone(name: str) -> str:
+    """Return, by task, how many points a row of `clnp` lies above the same network trained on that task alone: means over the seeds of each."""
+    rows = found(name)
+    lines: list[list[object]] = []
+    for label, alone in ALONE.items():
+        if label in rows and alone in rows:
+            of = [
+                [100 * mean(task) for task in zip(*(run["accuracy_matrix"][-1] for run in rows[row]), strict=True)]
+                for row in (label, alone)
+            ]
+            above = [ours - theirs for ours, theirs in zip(*of, strict=True)]
+            lines.append([label, *(f"{points:+.2f}" for points in above), f"{mean(above):+.2f}"])
+    return markdown(["method", *(f"task {task + 1}" for task in range(EXPERIMENTS[name].n_tasks)), "mean"], lines) if lines else ""
+
+
 def orders(name: str) -> str:
     """Return, for each row and seed, which draws an order of the tasks, the final accuracy over all tasks and over those of each data set."""
     lines: list[list[object]] = []
@@ -349,6 +368,7 @@ def show(name: str) -> dict[str, str]:
     if name == "cifar":
         places = {"layers": "clnp", "wide layers": "clnp, twice as wide"}
         tables |= {"per task": per_task(name)} | {place: layers(rows[label]) for place, label in places.items() if label in rows}
+        tables |= {"beside alone": beside} if (beside := beside_alone(name)) else {}
     if name == "mixed":
         tables |= {"orders": orders(name)}
     if name == "permuted-mnist-50":

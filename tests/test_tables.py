@@ -300,6 +300,15 @@ def test_each_task_has_its_mean_over_seeds(monkeypatch):
     assert tables.per_task("tiny").splitlines()[2] == "| clnp | 90.00 | 80.00 | 70.00 | 80.00 |"
 
 
+def test_clnp_is_put_beside_the_same_network_alone_task_by_task(monkeypatch):
+    alone = {**RUN, "accuracy_matrix": [[0.95, 0.8, 0.65]]}
+    monkeypatch.setattr(tables, "EXPERIMENTS", {"tiny": Experiment("", "digits", "mlp-small", 3, {}, ())})
+    monkeypatch.setattr(tables, "found", lambda _: {"clnp": [RUN], "single": [alone, alone], "clnp, twice as wide": [RUN]})
+    assert tables.beside_alone("tiny").splitlines()[2:] == ["| clnp | -5.00 | +0.00 | +5.00 | +0.00 |"]
+    monkeypatch.setattr(tables, "found", lambda _: {"clnp": [RUN]})
+    assert not tables.beside_alone("tiny")
+
+
 def test_phases_say_what_share_of_a_task_is_not_training():
     row = {"train": 60.0, "finetune": 30.0, "score": 0.5, "select": 9.0, "commit": 0.5}
     lines = speed.phases_table({"2": {"tasks": [row]}, "1": {"tasks": [row, {"train": 1.0}]}}).splitlines()

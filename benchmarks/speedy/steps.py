@@ -36,11 +36,16 @@ def dense(n_in: int = N_INPUTS, width: int = WIDTH) -> nn.Sequential:
 
 
 def loop(network: nn.Module, after_backward: Callable[[], None] | None = None) -> Step:
-    """Return plain PyTorch: shuffle, loss, backward, step."""
+    """Return plain PyTorch: shuffle, loss, backward, step.
+
+    Labels are drawn anew for each turn: what all are measured against has hundreds of them, would know the examples by heart, and train with
+    gradients so small (denormal numbers) that a processor takes twice as long.
+    """
     x, y = data(1)
     optimizer = torch.optim.Adam(network.parameters(), lr=LR, fused=True)
 
     def step() -> None:
+        y.random_(N_CLASSES)
         for places in torch.randperm(len(y)).split(BATCH):
             loss = F.cross_entropy(network(x[places]), y[places])
             optimizer.zero_grad(set_to_none=True)

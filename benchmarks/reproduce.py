@@ -72,8 +72,10 @@ def commit() -> str | None:
     """Return the commit of this working tree, with "-dirty" behind it where other files than results differ; None where it is not one of git."""
     git = partial(subprocess.run, capture_output=True, text=True, check=False)
     described = git(["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]).stdout.strip()
+    if not described:
+        return None
     changed = git(["git", "-C", str(ROOT), "diff", "--quiet", "HEAD", "--", ".", ":(exclude)benchmarks/results"]).returncode
-    return described + "-dirty" * bool(changed) or None
+    return described + "-dirty" * bool(changed)
 
 
 def reloaded(config: RunConfig, model: Path, data: Path | None) -> list[float]:

@@ -6,6 +6,8 @@ All have the same examples in memory, batches of 256, Adam with a learning rate 
 from __future__ import annotations
 
 import contextlib
+import copy
+import itertools
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
@@ -19,6 +21,8 @@ BATCH, N_BATCHES, WIDTH, N_INPUTS, N_CLASSES, POOL = 256, 16, 2000, 784, 10, 400
 LR = 1e-3
 MANY = 12
 """Avalanche's PackNet cannot train a task twice: so many are there for its turns."""
+ANEW = 8
+"""Turns after which plain PyTorch begins anew: as many as the others have."""
 Step = Callable[[], None]
 """Trains for N_BATCHES steps."""
 
@@ -38,14 +42,17 @@ def dense(n_in: int = N_INPUTS, width: int = WIDTH) -> nn.Sequential:
 def loop(network: nn.Module, after_backward: Callable[[], None] | None = None) -> Step:
     """Return plain PyTorch: shuffle, loss, backward, step.
 
-    Labels are drawn anew for each turn: what all are measured against has hundreds of them, would know the examples by heart, and train with
-    gradients so small (denormal numbers) that a processor takes twice as long.
+    It begins anew after a few turns: what all are measured against has hundreds of them. By then units have died, Adam's averages of their
+    gradients have shrunk to denormal numbers, and a step takes twice as long.
     """
     x, y = data(1)
     optimizer = torch.optim.Adam(network.parameters(), lr=LR, fused=True)
+    first, turns = copy.deepcopy(network.state_dict()), itertools.count()
 
     def step() -> None:
-        y.random_(N_CLASSES)
+        if next(turns) % ANEW == 0:
+            network.load_state_dict(first)
+            optimizer.state.clear()
         for places in torch.randperm(len(y)).split(BATCH):
             loss = F.cross_entropy(network(x[places]), y[places])
             optimizer.zero_grad(set_to_none=True)

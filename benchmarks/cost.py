@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -70,7 +68,6 @@ def main() -> None:
     }
     cpu: dict[str, list[float]] = {name: [] for name in methods}
     matrices: dict[str, list[list[float | None]]] = {name: [] for name in methods}
-    command = shlex.join(["python", *sys.argv])
     with threads(options.threads):
         for index, task in enumerate(tasks):
             train, validation = task.train, task.validation
@@ -97,8 +94,7 @@ def main() -> None:
                 "dense_cpu_seconds_per_task": dense,
                 "ratio": ratio,
                 "accuracy_matrix": matrices,
-                "versions": {**stamp(), "threads": options.threads},
-                "command": command,
+                "made": {**stamp(), "threads": options.threads},
                 "capacity": methods["clnp"].capacity(),
             }
             if index + 1 == len(tasks):

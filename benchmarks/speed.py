@@ -165,7 +165,7 @@ def phases(data: Path | None, n_tasks: int, n_threads: int) -> dict[str, Any]:
 
 
 def stamp(peers: str | None = None) -> dict[str, Any]:
-    """Return when, where and with what a measurement was made.
+    """Return when, where, how and with what a measurement was made.
 
     Args:
         peers: the python of the environment of the peers, if they take part.
@@ -176,7 +176,14 @@ def stamp(peers: str | None = None) -> dict[str, Any]:
     of_peers = "import json, importlib.metadata as m; print(json.dumps({n: m.version(n) for n in %r if any(m.distributions(name=n))}))"
     asked = peers and subprocess.run([peers, "-c", of_peers % (PEERS,)], capture_output=True, text=True, check=True).stdout
     found = {**versions(), "threads": THREADS, "platform": platform.platform(), "cores": os.cpu_count(), "processor": processor()}
-    return {"date": time.strftime("%Y-%m-%d"), "commit": commit(), **found, **({"peers": json.loads(asked)} if asked else {})}
+    command = shlex.join(["python", *sys.argv])
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "command": command,
+        "commit": commit(),
+        **found,
+        **({"peers": json.loads(asked)} if asked else {}),
+    }
 
 
 def processor() -> str:
@@ -263,8 +270,6 @@ def main() -> None:
         print(show(json.loads(given.show.read_text(encoding="utf-8"))))
         return
     found: dict[str, Any] = json.loads(given.out.read_text(encoding="utf-8")) if given.out and given.out.exists() else {}
-    commands = found.setdefault("commands", [])
-    commands.append(shlex.join(["python", *sys.argv]))
     if given.phases:
         found.setdefault("phases", {})[str(given.threads)] = phases(given.data, given.phases, given.threads)
     elif given.model:

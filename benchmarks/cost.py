@@ -23,8 +23,8 @@ from clnp.experiment import accuracy, build_trunk, configure
 from clnp.files import write_atomic
 from clnp.methods import METHODS
 from clnp.training import threads
+from made import stamp
 from plans import EXPERIMENTS
-from speed import stamp
 
 
 def quiet(_event: dict[str, object]) -> None:

@@ -32,6 +32,7 @@ from clnp.inputs import cut
 from clnp.methods import METHODS
 from clnp.rundir import MODEL
 from clnp.training import threads
+from made import ROOT, commit
 from plans import EXPERIMENTS, Entry, Experiment
 from run_examples import show as show_example
 from search import SEARCHES
@@ -40,7 +41,6 @@ from search import table as search_table
 from speed import tables as speed_tables
 from tables import RESULTS, kept, paper_table, run_name, show
 
-ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "docs/results.md", "docs/tuning.md", "docs/performance.md", "docs/examples.md")
 PLACE = re.compile(r"(<!-- (?P<name>[\w-]+): (?P<key>[\w -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 """Where a table stands on a page: between `<!-- EXPERIMENT: TABLE -->`, `<!-- search: NAME -->`, `<!-- example: NAME -->` or `<!-- speed: NAME -->`, and `<!-- end -->`."""
@@ -66,16 +66,6 @@ def keep(out: Path, to: Path, data: Path | None, code: str | None = None) -> Non
     again = {"reloaded": reloaded(RunConfig(**config), out / MODEL, data), "bytes": files, "commit": code}
     to.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(to, json.dumps({**summary, **again, "config": config}, indent=1) + "\n")
-
-
-def commit() -> str | None:
-    """Return the commit of this working tree, with "-dirty" behind it where other files than results differ; None where it is not one of git."""
-    git = partial(subprocess.run, capture_output=True, text=True, check=False)
-    described = git(["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]).stdout.strip()
-    if not described:
-        return None
-    changed = git(["git", "-C", str(ROOT), "diff", "--quiet", "HEAD", "--", ".", ":(exclude)benchmarks/results"]).returncode
-    return described + "-dirty" * bool(changed)
 
 
 def reloaded(config: RunConfig, model: Path, data: Path | None) -> list[float]:

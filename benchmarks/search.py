@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from clnp import training
-from clnp.benchmarks import get_benchmark
+from clnp.benchmarks import BENCHMARKS, get_benchmark
 from clnp.errors import CapacityError
-from clnp.experiment import accuracy, build_trunk, configure, versions
+from clnp.experiment import accuracy, build_trunk, configure
 from clnp.files import write_atomic
 from clnp.inputs import cut
 from clnp.methods import METHODS
 from clnp.models import MODELS, mlp
+from made import stamp
 from plans import QUICK, ZENKE
 from tables import fullest
 
@@ -373,7 +374,7 @@ def measure(search: Search, data: Path | None, seed: int, change: dict[str, Any]
         "fullest": fullest(method.capacity()),
         "capacity": method.capacity(),
         "cpu_seconds": cpu,
-        "versions": versions(),
+        "made": {**stamp(), "threads": config.learn.threads},
     }
 
 
@@ -406,6 +407,8 @@ def main() -> None:
     found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))["settings"] if out.exists() else {}
     result = {
         "benchmark": search.benchmark,
+        "model": search.model or BENCHMARKS[search.benchmark].model,
+        "n_tasks": search.n_tasks,
         "method": search.method,
         "seed": options.seed,
         "command": shlex.join(["python", *sys.argv]),

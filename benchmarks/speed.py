@@ -15,9 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
-import shlex
 import subprocess
 import sys
 import time
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
 
 THREADS = 2
 HERE = Path(__file__).parent
-PEERS = ["avalanche-lib", "clarena"]
 
 
 def contests() -> dict[str, Mapping[str, Callable[[], Callable[[], None]]]]:
@@ -139,6 +136,7 @@ def phases(data: Path | None, n_tasks: int, n_threads: int) -> dict[str, Any]:
     from clnp.experiment import build_trunk, configure
     from clnp.inputs import cut
     from clnp.learner import Learner
+    from made import stamp
 
     torch.set_num_threads(n_threads)
     config = configure("permuted-mnist", n_tasks=n_tasks)
@@ -162,35 +160,6 @@ def phases(data: Path | None, n_tasks: int, n_threads: int) -> dict[str, Any]:
         rows.append(spent)
         print({name: round(seconds, 2) for name, seconds in spent.items()}, flush=True)
     return {"tasks": rows, "learn": config.learn.model_dump(mode="json"), "made": {**stamp(), "threads": n_threads}}
-
-
-def stamp(peers: str | None = None) -> dict[str, Any]:
-    """Return when, where, how and with what a measurement was made.
-
-    Args:
-        peers: the python of the environment of the peers, if they take part.
-    """
-    from clnp.experiment import versions
-    from reproduce import commit
-
-    of_peers = "import json, importlib.metadata as m; print(json.dumps({n: m.version(n) for n in %r if any(m.distributions(name=n))}))"
-    asked = peers and subprocess.run([peers, "-c", of_peers % (PEERS,)], capture_output=True, text=True, check=True).stdout
-    found = {**versions(), "threads": THREADS, "platform": platform.platform(), "cores": os.cpu_count(), "processor": processor()}
-    command = shlex.join(["python", *sys.argv])
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "command": command,
-        "commit": commit(),
-        **found,
-        **({"peers": json.loads(asked)} if asked else {}),
-    }
-
-
-def processor() -> str:
-    """Return the name of the processor, where the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def optimizer_bytes() -> dict[str, int]:
@@ -275,12 +244,17 @@ def main() -> None:
     elif given.model:
         found["directory"] = directory_bytes(given.model)
     else:
+        from made import stamp
+
         peers = {name: given.peers for name in contests()["training"] if given.peers and name.startswith(("Avalanche", "CLArena"))}
         for contest, names in contests().items():
             if given.only in (None, contest):
                 wanted = [name for name in names if name in peers or not name.startswith(("Avalanche", "CLArena"))]
-                made = stamp(given.peers if peers.keys() & set(wanted) else None)
-                found.setdefault("contests", {})[contest] = {**hold(contest, wanted, given.rounds, peers), "made": made}
+                stamped = stamp(given.peers if peers.keys() & set(wanted) else None)
+                found.setdefault("contests", {})[contest] = {
+                    **hold(contest, wanted, given.rounds, peers),
+                    "made": {**stamped, "threads": THREADS},
+                }
         found["optimizer_bytes"] = optimizer_bytes()
         print(show(found))
     if given.out:

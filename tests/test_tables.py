@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from clnp.benchmarks import BENCHMARKS
 from clnp.experiment import configure, run
 from clnp.models import MODELS
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
+import made
 import plans
 import reproduce
 import run_examples
@@ -156,11 +158,12 @@ def test_a_ratio_is_to_the_turns_of_the_first_around_it(monkeypatch):
 
 
 def test_a_measurement_says_when_where_and_with_what_it_was_made(monkeypatch):
-    alone = speed.stamp()
-    assert {"date", "commit", "clnp", "torch", "python", "threads", "platform", "cores", "processor"} <= alone.keys()
+    alone = made.stamp()
+    assert {"date", "command", "commit", "clnp", "torch", "python", "threads", "platform", "cores", "processor"} <= alone.keys()
     assert "peers" not in alone
-    monkeypatch.setattr(speed, "PEERS", ["torch", "nobody-wrote-this"])
-    assert speed.stamp(sys.executable)["peers"] == {"torch": version("torch")}
+    assert alone["commit"] == made.commit()
+    monkeypatch.setattr(made, "PEERS", ["torch", "nobody-wrote-this"])
+    assert made.stamp(sys.executable)["peers"] == {"torch": version("torch")}
 
 
 @pytest.mark.parametrize("page", reproduce.PAGES)
@@ -174,7 +177,10 @@ def test_every_table_stands_on_a_page():
     for name in plans.EXPERIMENTS:
         for key in tables.show(name):
             assert f"<!-- {name}: {key} -->" in text
-    for name in search.SEARCHES:
+    for name, one in search.SEARCHES.items():
+        if search.kept(name).exists():
+            found = json.loads(search.kept(name).read_text())
+            assert (found["model"], found["n_tasks"]) == (one.model or BENCHMARKS[one.benchmark].model, one.n_tasks)
         assert not search.kept(name).exists() or f"<!-- search: {name} -->" in text
     assert all(f"<!-- speed: {key} -->" in text for key in speed.tables(json.loads((tables.RESULTS / "speed.json").read_text())))
 

@@ -310,9 +310,11 @@ def test_the_order_of_events():
         ("epoch", "train", 2),
         ("phase", "score", 1),
         ("phase", "select", 1),
+        ("phase", "finetune", 1),
         ("epoch", "finetune", 1),
         ("phase", "score", 2),
         ("phase", "select", 2),
+        ("phase", "finetune", 2),
         ("epoch", "finetune", 1),
         ("phase", "commit", told[-1][2]),
     ]

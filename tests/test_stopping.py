@@ -19,6 +19,7 @@ import torch
 import clnp
 from clnp import cli, console, experiment, locks, rundir, stopping, training
 from clnp.files import write_atomic
+from clnp.sources import TensorExamples
 from clnp.work import Work
 from small import SHAPE, config, network, task
 from test_work import Steps
@@ -384,5 +385,5 @@ def test_evaluation_is_stopped_between_batches(monkeypatch):
     monkeypatch.setattr(training, "batches", lambda *_, **__: ((seen.append(1), None, None) for _ in range(3)))
     monkeypatch.setattr(stopping, "_asked", [signal.SIGTERM])
     with pytest.raises(stopping.Stopped):
-        training.n_correct(torch.nn.Linear(1, 1), None)
+        training.n_correct(torch.nn.Linear(1, 1), TensorExamples(torch.zeros(3, 1), torch.zeros(3)))
     assert seen == [1]

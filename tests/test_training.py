@@ -396,6 +396,29 @@ def test_correct_answers_are_counted(data, n, monkeypatch):
     assert not network.training
 
 
+def test_counting_ends_where_it_is_certain_that_too_few_are_correct(data, monkeypatch):
+    monkeypatch.setattr("clnp.training.EVALUATION_BATCH", 10)
+    network, seen = make().eval(), []
+    network.register_forward_hook(lambda _network, inputs, _out: seen.append(len(inputs[0])))
+    right = network(data.x).argmax(1)
+    wrong = torch.arange(60) < 20  # the first two batches
+    part = TensorExamples(data.x, torch.where(wrong, (right + 1) % 2, right))
+    for at_least, counted, n_batches in ((0, 40, 6), (40, 40, 6), (41, 0, 2), (51, 0, 1), (61, 0, 1)):
+        seen.clear()
+        assert training.n_correct(network, part, at_least=at_least) == counted
+        assert seen == [10] * n_batches
+
+
+def test_the_hardest_come_first(data):
+    network = make().eval()
+    logits = network(data.x)
+    places = training.hardest(network, data, None, 0.3)
+    lead = logits.gather(1, data.y[:, None])[:, 0] - logits.scatter(1, data.y[:, None], -torch.inf).amax(1)
+    n_wrong = int((lead <= 0).sum())
+    assert len(places) == min(n_wrong + 18, 60)
+    assert torch.equal(lead[places], lead.sort().values[: len(places)])
+
+
 @pytest.mark.parametrize(("n", "sizes"), [(60, [16, 16, 16]), (48, [16, 16, 16]), (10, [10])])
 def test_statistics_are_estimated_as_the_mean_over_batches(data, n, sizes, monkeypatch):
     monkeypatch.setattr("clnp.training.ESTIMATE_BATCH", 16)

@@ -113,21 +113,21 @@ class Trial:
             self.whole_kept[part] = kept_values(self.whole, data, self.config.memory_limit, self.device)
         return narrow_kept(self.whole_kept[part], self.whole, network)
 
-    def correct(self, network: SplitNetwork) -> int:
-        """Count the validation examples that a network answers correctly."""
-        return self.count(network, self.data.validation, self.kept(network, "validation"))
+    def correct(self, network: SplitNetwork, at_least: int = 0) -> int:
+        """Count the validation examples that a network answers correctly; counting ends where it cannot be so many as `at_least`."""
+        return self.count(network, self.data.validation, self.kept(network, "validation"), at_least)
 
-    def count(self, network: SplitNetwork, data: TensorExamples, kept: tuple[Tensor, ...] | None) -> int:
+    def count(self, network: SplitNetwork, data: TensorExamples, kept: tuple[Tensor, ...] | None, at_least: int = 0) -> int:
         """Count correct answers, in the memory format that training has: images pass through convolutions in half the time."""
-        return n_correct(network, data, kept, channels_last=self.config.channels_last)
+        return n_correct(network, data, kept, channels_last=self.config.channels_last, at_least=at_least)
 
-    def correct_witnesses(self, network: SplitNetwork) -> int:
+    def correct_witnesses(self, network: SplitNetwork, at_least: int = 0) -> int:
         """Count the witnesses that a network answers correctly, see `Bar`."""
         witnesses = self.witnesses
         if not len(witnesses):
             return 0
         kept = self.kept(network, "sample")
-        return self.count(network, witnesses, None if kept is None else tuple(value[: len(witnesses)] for value in kept))
+        return self.count(network, witnesses, None if kept is None else tuple(value[: len(witnesses)] for value in kept), at_least)
 
     @property
     def witnesses(self) -> TensorExamples:
@@ -243,6 +243,7 @@ def prune(trial: Trial, network: SplitNetwork, *, rounds: int, finetune: bool) -
         pruned = select_round(trial, best, bar, 1 if last or not finetune else LOOSE, number)
         if finetune:
             before = {name: value.clone() for name, value in pruned.state_dict().items()}
+            trial.tell("finetune", number)
             trial.fit(pruned, "finetune", number)
             reestimate_(trial, pruned)
             if not within(trial, pruned, bar):
@@ -297,7 +298,10 @@ class Candidates:
     """
 
     def __init__(self, trial: Trial, network: SplitNetwork, bar: Bar, slack: int) -> None:
-        self.trial, self.network, self.bar, self.slack = trial, network, bar, slack
+        self.trial, self.network = trial, network
+        # With fewer correct answers a network is refused, however many fewer they are: they need not be counted to the end.
+        self.least = bar.correct - slack * bar.allowed
+        self.least_witnesses = bar.correct_witnesses - slack * bar.allowed_witnesses
         self.refused = -len(trial.data.validation) - 1
         looked_at = ("validation", "sample") if network.norms or len(trial.witnesses) else ("validation",)
         self.all_kept = all(trial.kept(network, part) is not None for part in looked_at)
@@ -317,11 +321,11 @@ class Candidates:
         smaller = self.of(keep)
         if smaller is None:
             return self.refused
-        correct = self.trial.correct(smaller)
+        correct = self.trial.correct(smaller, self.least)
         # A network that validation data refuse need not be shown the witnesses.
-        allowed = correct >= self.bar.correct - self.slack * self.bar.allowed
-        lost = self.bar.correct_witnesses - self.trial.correct_witnesses(smaller) if allowed else 0
-        return correct if lost <= self.slack * self.bar.allowed_witnesses else self.refused
+        if correct < self.least or self.trial.correct_witnesses(smaller, self.least_witnesses) < self.least_witnesses:
+            return self.refused
+        return correct
 
     def screen(self, keep: Keep) -> int:
         """Count correct answers to the hardest validation examples, as if all others were answered correctly."""
@@ -333,8 +337,10 @@ class Candidates:
         smaller = self.of(keep)
         if smaller is None:
             return self.refused
-        correct = self.trial.count(smaller, self.hard, narrow_kept(self.hard_kept, self.network, smaller))
-        return correct + len(self.trial.data.validation) - len(self.hard)
+        others = len(self.trial.data.validation) - len(self.hard)
+        kept = narrow_kept(self.hard_kept, self.network, smaller)
+        correct = others + self.trial.count(smaller, self.hard, kept, self.least - others)
+        return correct if correct >= self.least else self.refused
 
 
 def search(trial: Trial, network: SplitNetwork, bar: Bar, slack: int, number: int) -> Tensor:

@@ -318,21 +318,36 @@ def add_l1_(weights: Sequence[nn.Parameter], l1: float) -> None:
 
 
 @torch.no_grad()
-def n_correct(network: nn.Module, data: TensorExamples, kept: tuple[Tensor, ...] | None = None, *, channels_last: bool = False) -> int:
-    """Count the examples whose largest logit is that of their label. With `kept`, the network is a `SplitNetwork`."""
-    return n_correct_and_finite(network, data, kept, channels_last=channels_last)[0]
+def n_correct(
+    network: nn.Module,
+    data: TensorExamples,
+    kept: tuple[Tensor, ...] | None = None,
+    *,
+    channels_last: bool = False,
+    at_least: int = 0,
+) -> int:
+    """Count the examples whose largest logit is that of their label; some number below `at_least` where so many cannot be correct any more."""
+    return n_correct_and_finite(network, data, kept, channels_last=channels_last, at_least=at_least)[0]
 
 
 @torch.no_grad()
 def n_correct_and_finite(
-    network: nn.Module, data: TensorExamples, kept: tuple[Tensor, ...] | None = None, *, channels_last: bool = False
+    network: nn.Module,
+    data: TensorExamples,
+    kept: tuple[Tensor, ...] | None = None,
+    *,
+    channels_last: bool = False,
+    at_least: int = 0,
 ) -> tuple[int, int]:
     """Count the correct answers, see `n_correct`, and those whose logits are all finite: weights may be, while a statistic has overflown."""
-    correct = n_finite = 0
+    correct, n_finite, left = 0, 0, len(data)
     for logits, y in answers(network, data, kept, channels_last=channels_last):
         finite = torch.isfinite(logits).all(1)
         # An answer that is not a number is wrong, whatever argmax makes of it.
         correct, n_finite = correct + int(((logits.argmax(1) == y) & finite).sum()), n_finite + int(finite.sum())
+        left -= len(y)
+        if correct + left < at_least:
+            break
     return correct, n_finite
 
 
@@ -353,14 +368,14 @@ def answers(
 def hardest(
     network: nn.Module, data: TensorExamples, kept: tuple[Tensor, ...] | None, share: float, *, channels_last: bool = False
 ) -> Tensor:
-    """Return the places of the examples that a network gets wrong, and of those that it is least sure of, so large a share of all."""
+    """Return the places of the examples that a network gets wrong, and of those that it is least sure of, so large a share of all: the hardest first."""
     leads: list[Tensor] = []
     for logits, y in answers(network, data, kept, channels_last=channels_last):
         right = F.one_hot(y, logits.shape[1]).bool()
         leads.append((logits[right] - logits.masked_fill(right, -torch.inf).amax(1)).nan_to_num(-torch.inf).cpu())
     lead = torch.cat(leads)
     n_hard = int((lead <= 0).sum()) + round(share * len(lead))
-    return lead.topk(min(n_hard, len(lead)), largest=False).indices.sort().values
+    return lead.sort(stable=True).indices[:n_hard]
 
 
 @torch.no_grad()

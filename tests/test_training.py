@@ -396,6 +396,15 @@ def test_correct_answers_are_counted(data, n, monkeypatch):
     assert not network.training
 
 
+def test_statistics_are_estimated_in_the_memory_format_of_training(data):
+    network, seen = make().eval(), []
+    kept = training.kept_values(network, data, 1000, CPU)  # of several channels; the examples have one
+    network.register_forward_pre_hook(lambda _network, inputs: seen.append(inputs[1][0].is_contiguous(memory_format=torch.channels_last)))
+    for channels_last in (False, True):
+        training.estimate_norms_(network, data, kept, channels_last=channels_last)
+    assert seen == [False, True]
+
+
 def test_counting_ends_where_it_is_certain_that_too_few_are_correct(data, monkeypatch):
     monkeypatch.setattr("clnp.training.EVALUATION_BATCH", 10)
     network, seen = make().eval(), []

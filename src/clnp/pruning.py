@@ -375,7 +375,7 @@ def search(trial: Trial, network: SplitNetwork, bar: Bar, slack: int, number: in
 def reestimate_(trial: Trial, network: SplitNetwork) -> None:
     """Estimate the pool's batch-norm statistics again, on the same examples as during selection."""
     if network.norms:
-        estimate_norms_(network, trial.data.sample, trial.kept(network, "sample"))
+        estimate_norms_(network, trial.data.sample, trial.kept(network, "sample"), channels_last=trial.config.channels_last)
 
 
 def settled(trial: Trial, network: SplitNetwork) -> tuple[dict[str, Tensor], Head]:

@@ -379,7 +379,7 @@ def hardest(
 
 
 @torch.no_grad()
-def estimate_norms_(network: SplitNetwork, data: TensorExamples, kept: tuple[Tensor, ...] | None) -> None:
+def estimate_norms_(network: SplitNetwork, data: TensorExamples, kept: tuple[Tensor, ...] | None, *, channels_last: bool = False) -> None:
     """Estimate the statistics of the pool's batch norms again, as the mean over the batches of `data`."""
     norms = network.norms
     if not norms:
@@ -387,12 +387,9 @@ def estimate_norms_(network: SplitNetwork, data: TensorExamples, kept: tuple[Ten
     network.eval()
     for norm in norms:
         norm.estimating, norm.n_batches = True, 0
-    device = network.head_bias.device
     n = min(len(data), ESTIMATE_EXAMPLES)
-    for start in range(0, max(n - n % ESTIMATE_BATCH, 1), ESTIMATE_BATCH):
-        part = slice(start, start + ESTIMATE_BATCH)
-        network(
-            to_device(cut(data.x, start, start + ESTIMATE_BATCH), device), None if kept is None else tuple(value[part] for value in kept)
-        )
+    whole = data.first(n - n % ESTIMATE_BATCH or n)
+    for x, _, meets in batches(whole, kept, ESTIMATE_BATCH, network.head_bias.device, channels_last=channels_last):
+        network(x, meets)
     for norm in norms:
         norm.estimating = False

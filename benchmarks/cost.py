@@ -68,6 +68,7 @@ def main() -> None:
     }
     cpu: dict[str, list[float]] = {name: [] for name in methods}
     matrices: dict[str, list[list[float | None]]] = {name: [] for name in methods}
+    made = stamp(options.threads)
     with threads(options.threads):
         for index, task in enumerate(tasks):
             train, validation = task.train, task.validation
@@ -94,7 +95,7 @@ def main() -> None:
                 "dense_cpu_seconds_per_task": dense,
                 "ratio": ratio,
                 "accuracy_matrix": matrices,
-                "made": {**stamp(), "threads": options.threads},
+                "made": made,
                 "capacity": methods["clnp"].capacity(),
             }
             if index + 1 == len(tasks):

@@ -19,15 +19,16 @@ ROOT = Path(__file__).parent.parent
 PEERS = ["avalanche-lib", "clarena"]
 
 
-def stamp(peers: str | None = None) -> dict[str, Any]:
-    """Return the date, the command, the commit, the versions and the machine.
+def stamp(n_threads: int | None, peers: str | None = None) -> dict[str, Any]:
+    """Return the date, the command, the commit, the versions and the machine. To be taken first: the tree may be another one afterwards.
 
     Args:
+        n_threads: of torch, in what is measured; None is as many as it takes.
         peers: the python of the environment of the peers, if they take part.
     """
     of_peers = "import json, importlib.metadata as m; print(json.dumps({n: m.version(n) for n in %r if any(m.distributions(name=n))}))"
     asked = peers and subprocess.run([peers, "-c", of_peers % (PEERS,)], capture_output=True, text=True, check=True).stdout
-    found = {**versions(), "platform": platform.platform(), "cores": os.cpu_count(), "processor": processor()}
+    found = {**versions(), "threads": n_threads, "platform": platform.platform(), "cores": os.cpu_count(), "processor": processor()}
     command = shlex.join(["python", *sys.argv])
     return {
         "date": time.strftime("%Y-%m-%d"),

@@ -351,6 +351,7 @@ def measure(search: Search, data: Path | None, seed: int, change: dict[str, Any]
     settings = {"threads": 1, **search.base, **change}
     model = settings.pop("model", search.model)
     config = configure(search.benchmark, method=search.method, model=model, n_tasks=search.n_tasks, seed=seed, settings=settings)
+    made = stamp(config.learn.threads)
     tasks = get_benchmark(search.benchmark).tasks(data, seed, search.n_tasks)
     example = cut(tasks[0].validation[0], 0, 2)
     method = METHODS[search.method](partial(build_trunk, config, example), example, config.learn, seed)
@@ -374,7 +375,7 @@ def measure(search: Search, data: Path | None, seed: int, change: dict[str, Any]
         "fullest": fullest(method.capacity()),
         "capacity": method.capacity(),
         "cpu_seconds": cpu,
-        "made": {**stamp(), "threads": config.learn.threads},
+        "made": made,
     }
 
 

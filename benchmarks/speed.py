@@ -139,6 +139,7 @@ def phases(data: Path | None, n_tasks: int, n_threads: int) -> dict[str, Any]:
     from made import stamp
 
     torch.set_num_threads(n_threads)
+    made = stamp(n_threads)
     config = configure("permuted-mnist", n_tasks=n_tasks)
     tasks = get_benchmark("permuted-mnist").tasks(data, 0, n_tasks)
     example = cut(tasks[0].validation[0], 0, 2)
@@ -159,7 +160,7 @@ def phases(data: Path | None, n_tasks: int, n_threads: int) -> dict[str, Any]:
         follow({"event": "end"})
         rows.append(spent)
         print({name: round(seconds, 2) for name, seconds in spent.items()}, flush=True)
-    return {"tasks": rows, "learn": config.learn.model_dump(mode="json"), "made": {**stamp(), "threads": n_threads}}
+    return {"tasks": rows, "learn": config.learn.model_dump(mode="json"), "made": made}
 
 
 def optimizer_bytes() -> dict[str, int]:
@@ -250,10 +251,10 @@ def main() -> None:
         for contest, names in contests().items():
             if given.only in (None, contest):
                 wanted = [name for name in names if name in peers or not name.startswith(("Avalanche", "CLArena"))]
-                stamped = stamp(given.peers if peers.keys() & set(wanted) else None)
+                made = stamp(THREADS, given.peers if peers.keys() & set(wanted) else None)
                 found.setdefault("contests", {})[contest] = {
                     **hold(contest, wanted, given.rounds, peers),
-                    "made": {**stamped, "threads": THREADS},
+                    "made": made,
                 }
         found["optimizer_bytes"] = optimizer_bytes()
         print(show(found))

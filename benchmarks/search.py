@@ -69,6 +69,8 @@ CIFAR = {"epochs": 12, "rounds": 2, "finetune_epochs": 4, "batch_size": 128, "lr
 # A third of the table's epochs, in which every image comes twice, once mirrored.
 MIRRORED = {**CIFAR, "epochs": 3, "rounds": 1, "finetune_epochs": 2, "batch_size": 64, "label_smoothing": 0.1}
 THIRTY = {"epochs": 10, "rounds": 2, "finetune_epochs": 10, "l1": 2e-5, "margin": 0.0005, "pool": 500}
+STAGES = {"block4*": 0.25, "*": "all"}
+ONE_ROUND = {"epochs": 5, "rounds": 1, "finetune_epochs": 5}
 # Dropout on inputs, on hidden units.
 DROPOUTS = {
     f"dropout {given}, {hidden}": partial(mlp, hidden=(2000, 2000), dropout_in=given, dropout=hidden)
@@ -318,9 +320,15 @@ SEARCHES: dict[str, Search] = {
         3,
         {
             "as it is": {},
-            "all of stages 1 to 3, 0.25 of stage 4": {"pool": {"block4*": 0.25, "*": "all"}},
+            "all of stages 1 to 3, 0.25 of stage 4": {"pool": STAGES},
             "pool 0.5": {"pool": 0.5},
-            "all of stages 1 to 3, 0.25 of stage 4, margin 0.01": {"pool": {"block4*": 0.25, "*": "all"}, "margin": 0.01},
+            "all of stages 1 to 3, 0.25 of stage 4, margin 0.01": {"pool": STAGES, "margin": 0.01},
+            "all of stages 1 to 3, 0.25 of stage 4, one round of five epochs": {"pool": STAGES, **ONE_ROUND},
+            "all of stages 1 to 3, 0.25 of stage 4, one round of five epochs, label smoothing 0.1": {
+                "pool": STAGES,
+                **ONE_ROUND,
+                "label_smoothing": 0.1,
+            },
         },
         {**CIFAR, "epochs": 6, "finetune_epochs": 2, "batch_size": 32},
     ),

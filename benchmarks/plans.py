@@ -174,7 +174,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             Entry("clnp", "clnp", ZENKE),
             Entry("single", "single", {}, "71.12 (Zenke et al. 2017, no mirror images)", seeds=1),
             Entry("finetune", "finetune", {}, "79.92 just after each task (Zenke et al. 2017, no mirror images)", seeds=1),
-            Entry("si", "si", {}, "73.53 (Zenke et al. 2017, no mirror images)", seeds=1),
+            Entry("si", "si", {"strength": 0.03}, "73.53 (Zenke et al. 2017, no mirror images)", seeds=1),
             Entry("ewc", "ewc", {}, seeds=1),
             Entry("packnet", "packnet", {}, seeds=1),
             Entry("hat", "hat", SGD_OF_IMAGES, seeds=1),

@@ -287,7 +287,7 @@ SEARCHES: dict[str, Search] = {
         "zenke",
     ),
     # All six tasks, as above: what the baselines hold on to must leave room for the last.
-    "cifar-si": Search("cifar10-100-mirrored", "si", 6, _values("strength", 0.03, 0.1, 0.01, 0.003), MIRRORED),
+    "cifar-si": Search("cifar10-100-mirrored", "si", 6, _values("strength", 0.03, 0.1, 0.01), MIRRORED),
     "cifar-ewc": Search("cifar10-100-mirrored", "ewc", 6, _values("strength", 100.0, 1000.0, 10.0), MIRRORED),
     "cifar-packnet": Search("cifar10-100-mirrored", "packnet", 6, _values("share", 0.15, 0.3, 0.5), MIRRORED),
     "cifar-hat": Search(

@@ -22,7 +22,7 @@ from clnp.benchmarks import get_benchmark
 from clnp.experiment import accuracy, build_trunk, configure
 from clnp.files import write_atomic
 from clnp.methods import METHODS
-from clnp.training import threads
+from clnp.modes import threads
 from made import stamp
 from plans import EXPERIMENTS
 

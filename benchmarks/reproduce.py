@@ -30,8 +30,8 @@ from clnp.experiment import RunConfig, accuracy, build_trunk
 from clnp.files import write_atomic
 from clnp.inputs import cut
 from clnp.methods import METHODS
+from clnp.modes import threads
 from clnp.rundir import MODEL
-from clnp.training import threads
 from made import ROOT, commit
 from plans import EXPERIMENTS, Entry, Experiment
 from run_examples import show as show_example

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clnp import training
+from clnp import modes
 from clnp.benchmarks import BENCHMARKS, get_benchmark
 from clnp.errors import CapacityError
 from clnp.experiment import accuracy, build_trunk, configure
@@ -365,7 +365,7 @@ def measure(search: Search, data: Path | None, seed: int, change: dict[str, Any]
     method = METHODS[search.method](partial(build_trunk, config, example), example, config.learn, seed)
     just_learned: list[float] = []
     cpu: list[float] = []
-    with training.threads(config.learn.threads):
+    with modes.threads(config.learn.threads):
         for task in tasks:
             start = time.process_time()
             try:

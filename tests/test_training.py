@@ -322,22 +322,6 @@ def test_a_stream_without_a_length_can_be_learned(data):
     assert training.steps_per_epoch(data, 100) == 1
 
 
-def test_threads_are_put_back():
-    before = torch.get_num_threads()
-    with training.threads(before + 1):
-        assert torch.get_num_threads() == before + 1
-    with training.threads(None):
-        assert torch.get_num_threads() == before
-
-    def fail():
-        with training.threads(before + 2):
-            raise RuntimeError("stop")
-
-    with pytest.raises(RuntimeError, match="stop"):
-        fail()
-    assert torch.get_num_threads() == before
-
-
 # ---- kept values
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from clnp import __version__, metrics, rundir, seeds, stopping, training, work
+from clnp import __version__, metrics, modes, rundir, seeds, stopping, training, work
 from clnp.benchmarks import BENCHMARKS
 from clnp.config import LearnConfig
 from clnp.errors import CapacityError, ConfigError, DataError, StoreError, TrainingError
@@ -152,7 +152,7 @@ def run(
     example = cut(tasks[0].validation[0], 0, 2)
     with contextlib.ExitStack() as stack:
         # Training and testing alike: bits may depend on the number of threads.
-        stack.enter_context(training.threads(config.learn.threads))
+        stack.enter_context(modes.threads(config.learn.threads))
         # Before anything is written: what cannot be run leaves no directory behind.
         make = partial(METHODS[config.method], lambda: build_trunk(config, example), example, config.learn, config.seed)
         made = None if (out / rundir.SUMMARY).exists() else make()

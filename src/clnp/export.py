@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from clnp.errors import DataError, ExportError, first_line
 from clnp.files import replacing
 from clnp.inputs import Inputs, parts
+from clnp.modes import exactly
 from clnp.narrow import CHECKED_BATCHES
 from clnp.seeds import generator
 from clnp.training import EVALUATION_BATCH
@@ -100,7 +101,7 @@ def export(
         chosen = _format(path, to)
         _require_packages(chosen)
         batches = list(_batches(parts(example), None if inputs is None else parts(inputs)))
-        with mode(predictor, training=False), torch.no_grad(), replacing(path) as beside:
+        with exactly(), mode(predictor, training=False), torch.no_grad(), replacing(path) as beside:
             beside.touch()  # a place that cannot be written to is found out before the work is done
             program = _captured(predictor, parts(example))
             run = _write_onnx(program, beside, len(parts(example)), name) if chosen == "onnx" else _write_pt2(program, beside)

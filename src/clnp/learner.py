@@ -22,6 +22,7 @@ from clnp.forecast import Forecast, forecast
 from clnp.inputs import Inputs, check_forms, check_inputs, forms, parts
 from clnp.isolation import norm_parts
 from clnp.ledger import notices
+from clnp.modes import exactly, undisturbed
 from clnp.names import clean_name, composed
 from clnp.narrow import check_narrowing, free_sizes, narrow
 from clnp.persistence import load, save, undo_
@@ -31,7 +32,7 @@ from clnp.records import GroupCapacity, LearnResult, Receipt, TaskRecord, Undoin
 from clnp.room import room
 from clnp.sources import Source, check_unused, open_data
 from clnp.split import Head, initialise_, split
-from clnp.training import Progress, check_device, undisturbed
+from clnp.training import Progress, check_device
 from clnp.wiring import Wiring, folded, trace, without_head
 from clnp.work import Work
 
@@ -190,6 +191,7 @@ class Learner:
         return self._predictors[task]
 
     @torch.no_grad()
+    @exactly()
     def predict(self, x: Inputs, *, task: str) -> Tensor:
         """Return the logits (B, classes) of a task for inputs x (B, ...), a tuple of them for a network with several.
 

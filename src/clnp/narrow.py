@@ -16,6 +16,7 @@ from clnp.emit import Emitter, operand_places, operand_view, positions, present,
 from clnp.errors import WiringError
 from clnp.inputs import Inputs, parts
 from clnp.kinds import Part, Step, emit
+from clnp.modes import exactly
 from clnp.wiring import Wiring, mode, noisy
 from clnp.wiring.graph import CONSTANT, INPUT, OUTPUT, references
 
@@ -121,6 +122,7 @@ CHECKED_BATCHES = (1, 3, 17)
 """Batch sizes that a network is tried with: the capture saw one, and the code may ask how large a batch is."""
 
 
+@exactly()
 def check_narrowing(wiring: Wiring, state: Mapping[str, Tensor], trunk: nn.Module, example: Inputs) -> None:
     """Check that the captured network, with all its units, does what the trunk does, at several batch sizes, example by example.
 
@@ -163,6 +165,7 @@ def _mixer(wiring: Wiring, state: Mapping[str, Tensor], x: tuple[Tensor, ...]) -
     return "along dimension 0"
 
 
+@exactly()
 def free_sizes(wiring: Wiring, state: Mapping[str, Tensor], example: Inputs) -> list[tuple[int, ...]]:
     """Return, for each input, which sizes of an example may be another one: 0 where the size is fixed, else the number of its length.
 

@@ -19,8 +19,8 @@ import torch
 
 from clnp.errors import DataError
 from clnp.inputs import Forms, Inputs, check_forms, each, length, parts
+from clnp.modes import exactly, threads
 from clnp.records import Receipt
-from clnp.training import threads
 
 if TYPE_CHECKING:
     from torch import nn
@@ -113,6 +113,7 @@ def processor() -> str:
 
 
 @torch.no_grad()
+@exactly()
 def make_receipt(predictor: nn.Module, probe: Inputs) -> Receipt | None:
     """Ask a predictor, and write down what it answers under which settings; None where it has no finite answer.
 
@@ -126,6 +127,7 @@ def make_receipt(predictor: nn.Module, probe: Inputs) -> Receipt | None:
 
 
 @torch.no_grad()
+@exactly()
 def compare(receipt: Receipt | None, predictor: nn.Module, probe: Inputs) -> Comparison:
     """Ask a predictor again, with as many threads as it was asked with, and compare."""
     if receipt is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from clnp.wiring.labels import varying
 from clnp.work import Work
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from clnp.config import LearnConfig
 
@@ -64,28 +63,6 @@ class Watched(Protocol):
     """A network that watches every step of its optimizer, as methods do that protect earlier tasks."""
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None: ...  # noqa: D102
-
-
-@contextlib.contextmanager
-def threads(n_threads: int | None) -> Generator[None]:
-    """Run a block with so many torch threads."""
-    before = torch.get_num_threads()
-    try:
-        if n_threads is not None:
-            torch.set_num_threads(n_threads)
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def undisturbed(n_threads: int | None) -> Generator[None]:
-    """Run a block with so many torch threads, with gradients and in full precision, whatever modes the caller is in."""
-    with threads(n_threads), torch.inference_mode(mode=False), torch.enable_grad(), contextlib.ExitStack() as stack:
-        if torch.is_autocast_enabled("cpu"):
-            # Its cache of weights is emptied where the outermost block ends: within it, the next step would compute with those of the last.
-            stack.enter_context(torch.autocast("cpu", enabled=False, cache_enabled=False))
-        yield
 
 
 def check_device(name: str) -> None:

@@ -105,9 +105,11 @@ def test_it_works_under_autocast_to_bfloat16(name):
     with torch.autocast("cpu", torch.bfloat16):
         learner = clnp.Learner(trunk(entry, network(entry)), entry.example(2))
         learner.learn("one", (a, b), (c, d), config=clnp.LearnConfig(**FAST))
-        half = learner.predict(c, task="one")
+        within = learner.predict(c, task="one")
+        half = learner.predictor("one")(c)  # the predictor is the caller's, and so are its modes
     whole = learner.predict(c, task="one")
-    assert whole.dtype == torch.float32
+    assert torch.equal(within, whole)
+    assert half.dtype == torch.bfloat16
     assert float((half.float() - whole).abs().max()) < 0.1 * float(whole.abs().max())
 
 

@@ -183,8 +183,22 @@ def test_a_run_whose_settings_cannot_be_read_is_refused_and_an_older_one_had_the
     (copy / "events.jsonl").unlink()  # it knows the hash of the configuration
     assert compare([runs["finetune-0"], copy]).differing == {}
     (copy / "config.yaml").unlink()
-    with pytest.raises(DamageError, match=r"copy.*config\.yaml is missing or damaged"):
+    with pytest.raises(DamageError, match=r"copy.*config\.yaml is missing, damaged or not"):
         compare([runs["finetune-0"], copy])
+
+
+@pytest.mark.parametrize("change", [("margin: 0.02", "margin: 0.12"), ("rounds:", "roundr:")], ids=["value", "one bit"])
+def test_settings_that_the_run_was_not_started_with_are_not_believed(runs, tmp_path, change):
+    copy = tmp_path / "copy"
+    shutil.copytree(runs["finetune-1"], copy)
+    text = (copy / "config.yaml").read_text()
+    assert change[0] in text
+    (copy / "config.yaml").write_text(text.replace(*change))
+    with pytest.raises(DamageError, match=r"copy.*not the one that it was started with"):
+        compare([runs["finetune-0"], copy])
+    run = read_run(copy)
+    assert not run.config
+    assert any("not the one that the run was started with" in notice for notice in run.notices)
 
 
 def test_a_setting_that_was_not_said_has_no_place_in_a_label(runs, tmp_path):

@@ -155,7 +155,7 @@ def _settings(run: Run) -> dict[str, Any]:
     learn = run.config.get("learn")
     if not isinstance(learn, dict):
         raise DamageError(
-            f"cannot compare run '{run.directory}': its {CONFIG} is missing or damaged, so that nobody can tell its settings. Restore it from a copy."
+            f"cannot compare run '{run.directory}': its {CONFIG} is missing, damaged or not the one that it was started with, so that nobody can tell its settings. Restore it from a copy."
         )
     return {**LearnConfig().model_dump(mode="json"), **learn}
 

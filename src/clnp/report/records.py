@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from clnp import rundir
 from clnp.errors import StoreError
-from clnp.files import read_bounded
+from clnp.files import digest, read_bounded
 from clnp.parsing import parse_yaml
 from clnp.rundir import checked
 
@@ -45,6 +45,7 @@ class Started(Record):
     groups: dict[str, int] | None = None
     versions: dict[str, Any] = {}
     command: str = ""
+    config_sha256: str | None = None
 
 
 class Progress(Record):
@@ -202,10 +203,15 @@ def read_summary(path: Path) -> Summary | None:
         ) from error
 
 
-def read_config(path: Path) -> dict[str, Any] | None:
-    """Read `config.yaml`; None when it is missing or is no mapping: the events say enough to go on without it."""
+def read_config(path: Path, sha256: str | None) -> dict[str, Any] | None:
+    """Read `config.yaml`; None when it is missing, is no mapping or is not what it was: the events say enough to go on without it.
+
+    Args:
+        path: of the file.
+        sha256: of what it was when the run was started, if the run wrote that down.
+    """
     data = _read_bytes(path)
-    if data is None:
+    if data is None or digest(data) != (sha256 or digest(data)):
         return None
     try:
         config: object = parse_yaml(data)

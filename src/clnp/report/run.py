@@ -140,7 +140,7 @@ def read_run(run_dir: Path | str) -> Run:
         )
     log = read_log(directory / "events.jsonl")
     summary = read_summary(directory / "summary.json")
-    config = read_config(directory / "config.yaml")
+    config = read_config(directory / "config.yaml", log.started and log.started.config_sha256)
     started = log.started or _started(summary, config or {})
     if started is None:
         raise StoreError(
@@ -189,7 +189,7 @@ def _notices(log: Log, config: Mapping[str, Any] | None) -> tuple[str, ...]:
             f"Task '{name}' is no more: {what} after it was measured. Its units are free again; the other tasks have not changed."
         )
     if config is None:
-        notices.append("config.yaml is missing or damaged: the settings of this run are not shown.")
+        notices.append("config.yaml is missing, damaged or not the one that the run was started with: the settings of this run are not shown.")
     return tuple(notices)
 
 

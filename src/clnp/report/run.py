@@ -189,7 +189,9 @@ def _notices(log: Log, config: Mapping[str, Any] | None) -> tuple[str, ...]:
             f"Task '{name}' is no more: {what} after it was measured. Its units are free again; the other tasks have not changed."
         )
     if config is None:
-        notices.append("config.yaml is missing, damaged or not the one that the run was started with: the settings of this run are not shown.")
+        notices.append(
+            "config.yaml is missing, damaged or not the one that the run was started with: the settings of this run are not shown."
+        )
     return tuple(notices)
 
 

@@ -201,6 +201,15 @@ def test_adopting_comes_first_and_needs_a_head():
         clnp.Learner(whole_model(), torch.zeros(2, *small.SHAPE), head="fc").adopt("base", *data(0, 4))
 
 
+def test_a_learner_that_was_loaded_adopts_nothing_for_the_model_may_have_any_weights(tmp_path):
+    learner = clnp.Learner(trained_model(), torch.zeros(2, *small.SHAPE), head="fc")
+    learner.save(tmp_path)
+    with pytest.raises(clnp.TaskError, match=r"cannot adopt 'base': .*the learner was loaded .*Make a new learner"):
+        clnp.Learner.load(tmp_path, whole_model()).adopt("base", *data())
+    assert copy.deepcopy(learner).adopt("base", *data()).accuracy > 0.5, "a copy has them"
+    clnp.Learner(trained_model(), torch.zeros(2, *small.SHAPE), head="fc").save(tmp_path)
+
+
 # ---- pool, capacity, reuse
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import clnp
 from clnp.errors import WiringError
-from clnp.narrow import narrow
+from clnp.narrow import narrow, whole
 from clnp.wiring import RULES, capture, register, trace
 from clnp.wiring.rules import pointwise
 from test_narrow import state_of
@@ -176,8 +176,45 @@ def assign(h):
 @pytest.mark.parametrize("change", [add_to_a_view, assign, lambda h: (h, h.view(-1).relu_())[0]], ids=["slice", "item", "view"])
 def test_a_change_in_place_through_a_view_is_refused_before_training(change):
     net = Net(lambda n, x: change(n.a(x)), **LINEAR)
-    with pytest.raises(WiringError, match="in-place"):
+    with pytest.raises(
+        WiringError, match=r"changed in place, at '\(top level\)' \(.*test_wiring\.py:\d+: .*\), which a capture does not see.*torch\.cat"
+    ):
         clnp.Learner(net, torch.zeros(2, 8))
+
+
+def test_a_change_in_place_that_is_read_through_its_view_is_no_reason_to_refuse():
+    def change(h):
+        view = h[:, :2]
+        view.add_(1.0)
+        return torch.cat([view, h[:, 2:]], 1)
+
+    net = Net(lambda n, x: change(n.a(x)), **LINEAR)
+    x = torch.randn(3, 8)
+    assert torch.allclose(whole(trace(net, x), dict(net.state_dict()))(x), net(x), atol=1e-6)
+
+
+class Counting(nn.Module):
+    """What changes itself whenever it is called: it counts, and renormalises its embeddings."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.out = nn.Embedding(9, 8, max_norm=1.0), nn.Linear(8, 8)
+        self.register_buffer("n_calls", torch.zeros(()))
+        nn.init.normal_(self.words.weight, std=9.0)
+
+    def forward(self, x):
+        self.n_calls += 1
+        return self.out(self.words(x).mean(1)).relu()
+
+
+def test_looking_at_a_network_does_not_change_it():
+    net, words = Counting(), torch.zeros(2, 5, dtype=torch.int64)
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(WiringError, match="changed in place, at 'words'"):
+        clnp.Learner(net, words)
+    net.words.max_norm = None
+    clnp.Learner(net, words)
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
 
 
 @pytest.mark.parametrize(

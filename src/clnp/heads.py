@@ -107,5 +107,6 @@ def original(head: tuple[Tensor, Tensor] | None, path: str | None, tasks: Sequen
     if path is None:
         raise TaskError(f"{doing}: the network's own head is needed. Make the learner with head='path.of.the.layer'.")
     raise TaskError(
-        f"{doing}: the network is no longer as it was given, since a task was undone or it was widened. Make a new learner of it."
+        f"{doing}: the network is no longer as it was given, since a task was undone, it was widened, or the learner was loaded "
+        f"(weights that no task claimed are not stored). Make a new learner of it."
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
 from clnp.emit import Emitter, operand_places, operand_view, positions, present, take, with_everyone
@@ -133,20 +134,32 @@ def check_narrowing(wiring: Wiring, state: Mapping[str, Tensor], trunk: nn.Modul
     for n in CHECKED_BATCHES:
         x = parts(noisy(example, n))
         with mode(trunk, training=False), torch.no_grad():
-            expected, found = joined(trunk(*x)), network(*(part.cpu() for part in x))
+            # Of copies: a counter that it keeps, or a weight that it renormalises, is the caller's.
+            own = {name: tensor.clone() for name, tensor in (*trunk.named_parameters(), *trunk.named_buffers())}
+            expected, found = joined(functional_call(trunk, own, x)), network(*(part.cpu() for part in x))
             alone = torch.cat([network(*(part[place : place + 1].cpu() for part in x)) for place in (0, n - 1)])
         expected = expected.cpu()
         tolerance = 1e-4 * max(1.0, float(expected.abs().max()))
         if expected.shape != found.shape or float((expected - found).abs().max()) > tolerance:
             raise WiringError(
-                f"cannot use this network: what was captured does not compute what it computes (batch of {n}). "
-                f"Its forward pass may depend on the mode, the batch or an in-place change that a capture cannot see."
+                f"cannot use this network: what was captured does not compute what it computes (batch of {n}). {_unseen(wiring)}"
             )
         if float((alone - found[[0, -1]]).abs().max()) > tolerance:
             raise WiringError(
                 f"cannot isolate tasks in this network: it mixes the examples of a batch, {_mixer(wiring, state, x)}. "
                 f"An example's output in a batch of {n} is not the one that it has alone."
             )
+
+
+def _unseen(wiring: Wiring) -> str:
+    """Say what a capture may not have seen of a network."""
+    places = wiring.graph.through_views
+    if places:
+        return (
+            f"A part of a tensor is changed in place, at {places[0]}, which a capture does not see in the whole. "
+            f"Make a new tensor of the parts (torch.cat, torch.where)."
+        )
+    return "Its forward pass may depend on the mode, on the batch, on chance, or on what it changed in an earlier call."
 
 
 def _mixer(wiring: Wiring, state: Mapping[str, Tensor], x: tuple[Tensor, ...]) -> str:

@@ -87,6 +87,7 @@ def load(learner: Learner, directory: str | PathLike[str], model: nn.Module) -> 
     example = description.example()
     learner._capture(model, example, description.head, description.seed, None, made_up=True)
     learner._see_forms(example)
+    learner._original_head = None  # the model may have any weights: they are not those to adopt
     load_(learner, directory, description, ledger.widened)
     return learner
 

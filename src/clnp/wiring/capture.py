@@ -21,7 +21,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from clnp.errors import WiringError, first_line
-from clnp.wiring.graph import CONSTANT, INPUT, MASK, OUTPUT, PARAMETER, SIZE_OPERATIONS, Graph, Node, Ref, Size, references, resolve
+from clnp.wiring.graph import CONSTANT, INPUT, MASK, OUTPUT, PARAMETER, SIZE_OPERATIONS, Graph, Node, Ref, Size, live, resolve
 from clnp.wiring.prepare import ready, two_or_more
 
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ class _Conversion:
         self.tuples: dict[str, Any] = {}
         self.stacks: dict[str, tuple[list[Ref], int]] = {}
         self.renamed: dict[str, Ref | Any] = {}
+        self.through_views: list[str] = []
 
     def graph(self) -> Graph:
         signature = self.program.graph_signature
@@ -143,14 +144,15 @@ class _Conversion:
                 name = stored[raw.name]
                 self.nodes.append(self._record(raw, kind, (canonical.get(name, name),)))
         self._convert(self.program.graph, self.program.graph_module)
-        nodes = _live(self.nodes)
+        nodes = live(self.nodes)
         _check_batch(nodes)
         made = {
             name: tensor.detach().cpu()
             for name in signature.inputs_to_lifted_tensor_constants.values()
             if isinstance(tensor := self.program.constants[name], Tensor)
         }
-        return Graph(tuple(nodes), frozenset(canonical[name] for name, _ in self.model.named_parameters()), made)
+        trainable = frozenset(canonical[name] for name, _ in self.model.named_parameters())
+        return Graph(tuple(nodes), trainable, made, tuple(self.through_views))
 
     def _learn_symbols(self, raw: Any) -> None:
         """Remember which size of which input a symbol stands for; all inputs have as many examples, whether or not the code says so."""
@@ -223,6 +225,8 @@ class _Conversion:
         elif op in _ADDED:
             op, args, kwargs = self._added(raw, _ADDED[op], args, kwargs)
         self.nodes.append(self._record(raw, op, args, kwargs))
+        if _changes_a_view(raw):
+            self.through_views.append(self.nodes[-1].place)
 
     def _piece(self, whole: Any, index: int) -> tuple[str, tuple[Any, ...]]:
         """Say one of several pieces of a tensor as a slice or a selection."""
@@ -354,6 +358,13 @@ def _operation(target: Any) -> str:
     return plain
 
 
+def _changes_a_view(raw: Any) -> bool:
+    """Tell whether a call changes a tensor in place that is a view of another one: a slice of it, say."""
+    changed = raw.args[0] if raw.args and isinstance(raw.target, OpOverload) and raw.target._schema.is_mutable else None  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    viewer = getattr(changed, "target", None)
+    return isinstance(viewer, OpOverload) and viewer.is_view
+
+
 def _sum(a: Any, b: Any) -> Any:
     """Add two sizes."""
     hints = [part.hint if isinstance(part, Size) else part for part in (a, b)]
@@ -372,15 +383,6 @@ def _source(stack_trace: str) -> str:
     frames = re.findall(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)', stack_trace)
     own = [frame for frame in frames if "/torch/" not in frame[0] and "/clnp/wiring/" not in frame[0]] or frames
     return f"{own[-1][0]}:{own[-1][1]}: {own[-1][2].strip()}" if own else ""
-
-
-def _live(nodes: list[Node]) -> list[Node]:
-    """Leave out what the output does not need: unused parameters, counters of batch norms. The input stays."""
-    needed: set[str] = set()
-    for node in reversed(nodes):
-        if node.op == OUTPUT or node.name in needed:
-            needed |= set(references([list(node.args), dict(node.kwargs)]))
-    return [node for node in nodes if node.name in needed or node.op in (INPUT, OUTPUT)]
 
 
 def _check_batch(nodes: list[Node]) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 INPUT, PARAMETER, CONSTANT, OUTPUT = "input", "parameter", "constant", "output"
 SIZE_OPERATIONS: Mapping[str, Callable[..., Any]] = {
@@ -84,6 +84,8 @@ class Graph:
     """Names of the parameters (the rest of the state are buffers)."""
     constants: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """Tensors that the network's code makes itself, by name."""
+    through_views: tuple[str, ...] = ()
+    """Where the network's code changes a tensor in place through a view of it: for messages, for the capture does not see such a change."""
 
     @property
     def output(self) -> str:
@@ -139,3 +141,12 @@ def references(value: Any) -> list[str]:
     if isinstance(value, (list, tuple)):
         return [name for item in value for name in references(item)]
     return []
+
+
+def live(nodes: Sequence[Node]) -> list[Node]:
+    """Leave out what the output does not need: unused parameters, counters of batch norms. The input stays."""
+    needed: set[str] = set()
+    for node in reversed(nodes):
+        if node.op == OUTPUT or node.name in needed:
+            needed |= set(references([list(node.args), dict(node.kwargs)]))
+    return [node for node in nodes if node.name in needed or node.op in (INPUT, OUTPUT)]

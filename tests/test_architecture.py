@@ -35,6 +35,7 @@ FLOORS = {
     "persistence": 4,
     "commit": 4,
     "config": 0,
+    "modes": 0,
     "seeds": 0,
     "rundir": 0,
     "stopping": 0,

@@ -10,6 +10,7 @@ import re
 from collections import OrderedDict
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -300,6 +301,44 @@ def test_merged_units_are_said_when_the_learner_is_made(caplog):
     assert "units of this network are merged, and only one task fits. In value: tied by mul.Tensor" in one
     assert "units of this network are merged. In value: aten.index.Tensor" in picked
     assert "8 units became 1" in picked
+
+
+def test_frozen_parameters_are_said_when_the_learner_is_made(caplog):
+    model = whole_model()
+    model.one.requires_grad_(False)
+    clnp.Learner(model, torch.zeros(2, *small.SHAPE), head="fc")  # to adopt it: it stays as it is
+    model.fc = nn.Identity()
+    clnp.Learner(model, torch.zeros(2, *small.SHAPE))
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "clnp"]
+    assert said.startswith("'one.weight' and 1 more are frozen (requires_grad=False), but tasks are learned in weights that are drawn anew")
+
+
+def test_an_example_of_another_kind_is_refused():
+    with pytest.raises(clnp.WiringError, match=r"cannot run the network on an input of shape \(1, 4\) torch\.float64: .*dtype"):
+        clnp.Learner(nn.Linear(4, 4), torch.zeros(2, 4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("where", ["training", "validation"])
+def test_a_token_that_there_is_not_is_told_of_as_data(where):
+    learner = clnp.Learner(
+        nn.Sequential(nn.Embedding(9, 8), nn.Flatten(), nn.Linear(16, 12), nn.ReLU()), torch.zeros(2, 2, dtype=torch.int64)
+    )
+    x = torch.randint(0, 9, (60, 2), generator=torch.Generator().manual_seed(0))
+    y, other = (x[:, 0] > 4).long(), x.clone()
+    other[7, 1] = 9
+    given = {"training": ((other, y), (x, y)), "validation": ((x, y), (other, y))}[where]
+    before = snapshot(learner)
+    with pytest.raises(clnp.DataError, match="cannot learn task 'a': index out of range.*a token that the network has no embedding for"):
+        learner.learn("a", *given, config=clnp.LearnConfig(epochs=1))
+    assert_unchanged(learner, before)
+
+
+def test_the_number_of_classes_may_be_any_whole_number():
+    learner = new()
+    n_classes = learn(learner, n_classes=np.int64(5)).n_classes
+    assert (type(n_classes), n_classes) == (int, 5)
+    with pytest.raises(clnp.DataError, match="expected a whole number as n_classes"):
+        learn(learner, "b", n_classes=5.0)
 
 
 def test_a_fraction_is_one_of_the_group_not_of_what_is_left(nothing_pruned):

@@ -68,6 +68,15 @@ def test_an_operation_that_mixes_units_merges_them_and_says_so_by_name_and_sourc
         assert torch.allclose(narrow(wiring, state_of(net), units)(x), net(x)[:, [0, 2]], atol=1e-5)
 
 
+def test_units_that_are_summed_with_constants_are_told_of():
+    net = Net(lambda n, x: n.b(n.a(x) @ torch.ones(8, 8)), a=nn.Linear(8, 8), b=nn.Linear(8, 3))
+    wiring = trace(net, torch.zeros(2, 8))
+    assert {group.name: group.n_units for group in wiring.groups} == {"a": 1, "b": 3}
+    assert re.search(
+        r"capacity lost here: aten\.matmul\.default at '\(top level\)' .* sums products of units.*; 8 units became 1\n", wiring.explain()
+    )
+
+
 class Block(nn.Module):
     def __init__(self):
         super().__init__()
@@ -264,6 +273,7 @@ def test_spectral_norm_is_refused_by_name_and_module(path):
             net.inner.add_module("b", part)
         message = refused(net, 8)
         assert f"spectral_norm of 'weight' at '{path}' (" in message
+        assert "may mix its rows" in message
         assert "use weight_norm" in message
 
 
@@ -317,3 +327,9 @@ def test_an_activation_that_is_random_in_training_alone_is_followed_and_one_that
     assert (wiring.n_units, "capacity lost" in wiring.explain()) == (8, False)
     with pytest.raises(WiringError, match="does not compute what it computes"):
         clnp.Learner(Net(lambda n, x: F.rrelu(n.a(x), -3.0, 3.0, training=True), **LINEAR), torch.zeros(2, 8))
+
+
+def test_where_the_users_code_calls_no_layer_the_line_is_not_ours():
+    net = nn.Sequential(nn.utils.parametrizations.orthogonal(nn.Linear(8, 8)))
+    with pytest.raises(WiringError, match=rf"Orthogonal of 'weight' at '0' \({re.escape(__file__)}:\d+: clnp\.Learner"):
+        clnp.Learner(net, torch.zeros(2, 8))

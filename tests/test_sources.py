@@ -232,6 +232,30 @@ def test_batches_of_another_form_are_refused(batch):
         opened(Batches(batch))
 
 
+class Odd(Dataset):
+    """Examples that torch cannot put into one batch."""
+
+    def __init__(self, *examples):
+        self.examples = examples
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        return self.examples[index % len(self.examples)]
+
+
+@pytest.mark.parametrize(
+    ("examples", "said"), [([(X[0], 0), (X[0, :1], 1)], "equal size"), ([(X[0], None)], "NoneType")], ids=["ragged", "no label"]
+)
+def test_examples_that_cannot_be_side_by_side_are_refused(examples, said):
+    with pytest.raises(
+        DataError,
+        match=rf"cannot use the training data of task 'a': its examples cannot be put side by side in a batch: .*{said}.*collate_fn",
+    ):
+        opened(Odd(*examples), (X, Y))
+
+
 def test_a_loader_that_gives_nothing_is_refused():
     for train in (Batches(), DataLoader(TensorDataset(X[:0], Y[:0]))):
         with pytest.raises(DataError, match=r"gave no batch\. Pass an iterable that can be iterated once per epoch"):

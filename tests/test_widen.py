@@ -14,7 +14,8 @@ import clnp.pruning
 import promises
 from clnp.cli import main
 from clnp.narrow import narrow
-from clnp.rundir import around
+from clnp.report.run import read_run
+from clnp.rundir import around, read_events
 from small import RESNET_IN_CI, SHAPE, learn, learned, network
 from test_pruning import nothing_released
 
@@ -152,8 +153,15 @@ def test_the_command_line_widens_a_run(run, capsys):
     assert event["added"] == {groups[0]: 7}
     summary = json.loads((run / "summary.json").read_text())
     assert summary["capacity"][groups[0]]["n_units"] == event["groups"][groups[0]]
+    one, two = event["groups"]["hidden1"], event["groups"]["hidden2"]
+    assert summary["n_parameters"] == 64 * one + one + one * two + two
     main_ok(["status", str(run)])
-    assert f"of {event['groups'][groups[0]]} in {groups[0]}" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"of {event['groups'][groups[0]]} in {groups[0]}" in said
+    assert "note: The network was widened" in said
+    events = read_events(run)
+    assert events[-1]["event"] == "widened"
+    assert read_run(run).last_time == next(event["time"] for event in events if event["event"] == "run_finished")
 
 
 def test_the_model_directory_of_a_run_stands_for_the_run(run, tmp_path, capsys, monkeypatch):

@@ -10,7 +10,7 @@ from clnp.sources import TensorExamples
 from clnp.training import batch_size_of, steps_per_epoch
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from clnp.config import LearnConfig
     from clnp.sources import Examples, TaskData
@@ -31,6 +31,18 @@ def merged(wiring: Wiring) -> str | None:
     more = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
     only = ", and only one task fits" if all(group.n_units == 1 for group in groups) else ""
     return f"units of this network are merged{only}. In {lost[0]}{more}. learner.wiring.explain() shows all of it, docs/networks.md what can be done."
+
+
+def frozen(trunk: nn.Module) -> str | None:
+    """Say so when a network has parameters that were frozen: they will be trained."""
+    names = [name for name, parameter in trunk.named_parameters() if not parameter.requires_grad]
+    if not names:
+        return None
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return (
+        f"'{names[0]}'{more} {'are' if more else 'is'} frozen (requires_grad=False), but tasks are learned in weights that are drawn anew, and all of them are "
+        f"trained. What a network can do already is kept by `adopt`: make the learner with head='path.of.the.layer'."
+    )
 
 
 def fine_margin(margin: float, n_validation: int) -> str | None:

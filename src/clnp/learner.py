@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from clnp import heads, seeds
-from clnp.advice import merged
+from clnp.advice import frozen, merged
 from clnp.allocation import Allocation
 from clnp.commit import commit_
 from clnp.config import LearnConfig, given
@@ -30,7 +30,7 @@ from clnp.pruning import Trial, prune
 from clnp.receipts import Comparison, compare, noise, own_probe
 from clnp.records import GroupCapacity, LearnResult, Receipt, TaskRecord, Undoing
 from clnp.room import room
-from clnp.sources import Source, check_unused, open_data
+from clnp.sources import Source, check_unused, open_data, readable
 from clnp.split import Head, initialise_, split
 from clnp.training import Progress, check_device
 from clnp.wiring import Wiring, folded, trace, without_head
@@ -73,7 +73,7 @@ class Learner:
         trunk = self._capture(model, example_input, head, seed, probe, made_up=False)
         check_narrowing(self.wiring, self._state, trunk, example_input)
         self._see_forms(example_input)
-        if (notice := merged(self.wiring)) is not None:
+        for notice in filter(None, (merged(self.wiring), frozen(trunk) if head is None else None)):
             notices.warning(notice)
         if probe is not None:
             self._probe = own_probe(self._forms, probe)
@@ -260,7 +260,7 @@ class Learner:
         """
         config = given(config)
         start, kept = time.perf_counter(), Work(work, progress)
-        with undisturbed(config.threads), kept:
+        with undisturbed(config.threads), kept, readable(name):
             trial = self._open(name, train, validation, n_classes, config, progress)
             private = {task for task, record in self._records.items() if record.private}
             claimed, pool = room(self.wiring, self._allocation, name, config, private, trial.notices)
@@ -297,7 +297,7 @@ class Learner:
         config = given(config)
         weight, bias = heads.original(self._original_head, self._head_path, self.tasks, f"cannot adopt '{name}'")
         start = time.perf_counter()
-        with undisturbed(config.threads):
+        with undisturbed(config.threads), readable(name):
             trial = self._open(name, train, validation, len(bias), config, progress)
             trial.head = Head(weight.clone().to(config.device), bias.clone().to(config.device), config.head == "single")
             none = torch.zeros(self.wiring.n_units, dtype=torch.bool)

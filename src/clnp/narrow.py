@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
 from clnp.emit import Emitter, operand_places, operand_view, positions, present, take, with_everyone
-from clnp.errors import WiringError
+from clnp.errors import WiringError, first_line
 from clnp.inputs import Inputs, parts
 from clnp.kinds import Part, Step, emit
 from clnp.modes import exactly
@@ -136,7 +136,12 @@ def check_narrowing(wiring: Wiring, state: Mapping[str, Tensor], trunk: nn.Modul
         with mode(trunk, training=False), torch.no_grad():
             # Of copies: a counter that it keeps, or a weight that it renormalises, is the caller's.
             own = {name: tensor.clone() for name, tensor in (*trunk.named_parameters(), *trunk.named_buffers())}
-            expected, found = joined(functional_call(trunk, own, x)), network(*(part.cpu() for part in x))
+            try:
+                expected = joined(functional_call(trunk, own, x))
+            except (RuntimeError, IndexError, ValueError) as error:
+                given = ", ".join(f"{tuple(part.shape)} {part.dtype}" for part in x)
+                raise WiringError(f"cannot run the network on an input of shape {given}: {first_line(error)}") from error
+            found = network(*(part.cpu() for part in x))
             alone = torch.cat([network(*(part[place : place + 1].cpu() for part in x)) for place in (0, n - 1)])
         expected = expected.cpu()
         tolerance = 1e-4 * max(1.0, float(expected.abs().max()))

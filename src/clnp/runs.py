@@ -94,12 +94,18 @@ def _room(learner: Learner) -> Json:
     }
 
 
+def _n_parameters(learner: Learner) -> int:
+    """Count the parameters of a learner's network as wide as it is today."""
+    return sum(learner._state[name].numel() for name in learner.wiring.graph.trainable)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
 def _update_summary(out: Path, learner: Learner) -> None:
-    """Bring the units and the forecast in the summary of a finished run up to date."""
+    """Bring the units, the parameters and the forecast in the summary of a finished run up to date."""
     summary = rundir.read_summary(out)
     if summary is not None:
         capacity = {group: asdict(units) for group, units in learner.capacity().items()}
-        rundir.write_summary(out, summary | {"capacity": capacity, "forecast": asdict(learner.forecast())})
+        today: Json = {"capacity": capacity, "forecast": asdict(learner.forecast()), "n_parameters": _n_parameters(learner)}
+        rundir.write_summary(out, summary | today)
 
 
 def export(out: Path, task: str, *, to: Format | None = None, file: Path | None = None, data: Path | None = None) -> ExportResult:

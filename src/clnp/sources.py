@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+import contextlib
+from collections.abc import Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
 from clnp import seeds
 from clnp.errors import DataError, TaskError, first_line
@@ -147,10 +150,17 @@ def examples(source: Source, what: str, config: LearnConfig, *, training: bool =
         if len(source) == 0:  # pyright: ignore[reportArgumentType]
             raise DataError(f"cannot use the {what}: it is empty.")
         size = config.batch_size_for(len(source))  # pyright: ignore[reportArgumentType]
-        loader = DataLoader(source, batch_size=size, shuffle=True, generator=torch.Generator(), drop_last=training and len(source) >= size)  # pyright: ignore[reportArgumentType]
+        loader = DataLoader(
+            source,
+            batch_size=size,
+            shuffle=True,
+            generator=torch.Generator(),
+            drop_last=training and len(source) >= size,  # pyright: ignore[reportArgumentType]
+            collate_fn=partial(_side_by_side, what),
+        )
         return StreamExamples(loader, what, n_inputs)
     if isinstance(source, IterableDataset):  # of examples, as torch means it
-        source = DataLoader(source, batch_size=config.batch_size_for(None))
+        source = DataLoader(source, batch_size=config.batch_size_for(None), collate_fn=partial(_side_by_side, what))
     if isinstance(source, list) and source and all(isinstance(batch, (tuple, list)) and len(batch) > 1 for batch in source):
         return StreamExamples(source, what, n_inputs)
     if isinstance(source, Iterable) and not isinstance(source, (tuple, list, dict, str, bytes, Tensor, Iterator)):
@@ -158,6 +168,28 @@ def examples(source: Source, what: str, config: LearnConfig, *, training: bool =
     raise DataError(
         f"cannot use the {what}: expected (x, y) tensors, a Dataset or a DataLoader of (x, y), found {_found(source)}.{_hint(source)}"
     )
+
+
+def _side_by_side(what: str, batch: list[Any]) -> Any:
+    """Make a batch of examples, as torch does."""
+    try:
+        return default_collate(batch)
+    except (RuntimeError, TypeError, KeyError, ValueError) as error:
+        raise DataError(
+            f"cannot use the {what}: its examples cannot be put side by side in a batch: {first_line(error)}. "
+            f"Give examples (x, y) of one shape, or a DataLoader with a collate_fn of your own."
+        ) from error
+
+
+@contextlib.contextmanager
+def readable(name: str) -> Generator[None]:
+    """Run a block that learns a task: data that a network cannot look up are told of as what they are."""
+    try:
+        yield
+    except IndexError as error:
+        raise DataError(
+            f"cannot learn task '{name}': {first_line(error)}. Do its data hold a token that the network has no embedding for, say?"
+        ) from error
 
 
 def _found(x: Any) -> str:
@@ -251,7 +283,7 @@ def check_n_classes(name: str, n_classes: int) -> None:
     Raises:
         DataError: it has fewer than two, or their number is none.
     """
-    if not isinstance(n_classes, int) or isinstance(n_classes, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(n_classes, Integral) or isinstance(n_classes, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise DataError(f"cannot learn task '{name}': expected a whole number as n_classes, found {n_classes!r}.")
     if n_classes < 2:
         raise DataError(f"cannot learn task '{name}': a classifier needs at least two classes, found {n_classes}.")
@@ -338,7 +370,7 @@ def open_data(
     check_several(name, seen.y)
     if isinstance(whole, StreamExamples):
         whole = replace(whole, forms=forms)
-    return TaskData(whole, held_out, sample, n_classes)
+    return TaskData(whole, held_out, sample, int(n_classes))
 
 
 def _long(part: Any) -> Any:

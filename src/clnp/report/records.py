@@ -147,6 +147,7 @@ class Log:
     learned: dict[int, Learned] = field(default_factory=dict)
     evaluated: dict[int, Evaluated] = field(default_factory=dict)
     widened: Widened | None = None
+    n_widened: int = 0
     widened_after: int = -1
     """The last task that was learned when the network was widened, or a task was undone."""
     undone: dict[str, bool] = field(default_factory=dict[str, bool])
@@ -240,7 +241,8 @@ def _apply_(log: Log, event: dict[str, Any] | None) -> bool:
     except ValidationError:
         return False
     time = event.get("time")
-    if isinstance(time, int | float):
+    # What is done with the model of a finished run does not make it finish later.
+    if isinstance(time, int | float) and event.get("event") not in ("widened", "undone"):
         log.first_time = time if log.first_time is None else log.first_time
         log.last_time = time
     return True
@@ -274,6 +276,7 @@ def _apply_event_(log: Log, event: dict[str, Any]) -> None:
             log.progress = None
         case "widened" | "undone":
             log.widened = Widened.model_validate(event)
+            log.n_widened += event["event"] == "widened"
             log.widened_after = max(log.learned, default=-1)
             if "task" in event:
                 log.undone[str(event["task"])] = bool(event.get("purged"))

@@ -186,8 +186,11 @@ def _notices(log: Log, config: Mapping[str, Any] | None) -> tuple[str, ...]:
     for name, purged in log.undone.items():
         what = "it was undone and its file deleted" if purged else "it was undone"
         notices.append(
-            f"Task '{name}' is no more: {what} after it was measured. Its units are free again; the other tasks have not changed."
+            f"Task '{name}' is no more: {what} after it was measured, and averages still count it. "
+            f"Its units are free again; the other tasks have not changed."
         )
+    if log.n_widened:
+        notices.append("The network was widened: it has more units and parameters than the command by which this run was started makes.")
     if config is None:
         notices.append(
             "config.yaml is missing, damaged or not the one that the run was started with: the settings of this run are not shown."

@@ -22,7 +22,7 @@ from torch._ops import OpOverload
 
 from clnp.errors import WiringError, first_line
 from clnp.wiring.graph import CONSTANT, INPUT, MASK, OUTPUT, PARAMETER, SIZE_OPERATIONS, Graph, Node, Ref, Size, live, resolve
-from clnp.wiring.prepare import ready, two_or_more
+from clnp.wiring.prepare import of_user, ready, two_or_more
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -92,7 +92,7 @@ def _any_length(model: nn.Module, batch: tuple[Tensor, ...], graph: Graph) -> Gr
 def _where(error: BaseException | None, model: nn.Module) -> str:
     """Return the line of the user's code where an error arose."""
     frames = traceback.extract_tb(error.__traceback__) if error is not None else []
-    own = [frame for frame in frames if "/torch/" not in frame.filename and "/clnp/wiring/" not in frame.filename]
+    own = [frame for frame in frames if of_user(frame.filename)]
     if not own:
         return ""
     file, line = own[-1].filename, own[-1].lineno or 0
@@ -381,7 +381,7 @@ def _canonical_names(model: nn.Module) -> dict[str, str]:
 def _source(stack_trace: str) -> str:
     """Return "file.py:12: code" of the innermost frame that is not torch's own, nor ours."""
     frames = re.findall(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)', stack_trace)
-    own = [frame for frame in frames if "/torch/" not in frame[0] and "/clnp/wiring/" not in frame[0]] or frames
+    own = [frame for frame in frames if of_user(frame[0])] or frames
     return f"{own[-1][0]}:{own[-1][1]}: {own[-1][2].strip()}" if own else ""
 
 

@@ -6,7 +6,9 @@ import contextlib
 import copy
 import io
 import logging
+import os
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,6 +51,14 @@ def ready(model: nn.Module) -> Generator[None]:
                 yield
         finally:
             logging.disable(disabled)
+
+
+PACKAGE = f"{Path(__file__).parents[1]}{os.sep}"
+
+
+def of_user(file: str) -> bool:
+    """Tell whether a line of a file is one to show: not of torch, nor of ours, but for the networks that we offer."""
+    return "/torch/" not in file and (not file.startswith(PACKAGE) or file == f"{PACKAGE}models.py")
 
 
 @contextlib.contextmanager

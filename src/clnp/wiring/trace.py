@@ -15,7 +15,7 @@ from clnp.inputs import parts
 from clnp.wiring.capture import capture
 from clnp.wiring.labels import varying
 from clnp.wiring.patterns import with_norms
-from clnp.wiring.prepare import check_module, copied, mode
+from clnp.wiring.prepare import check_module, copied, mode, of_user
 from clnp.wiring.rules import Value
 from clnp.wiring.rules.base import refusal
 from clnp.wiring.settle import settle
@@ -110,7 +110,7 @@ def _without(model: nn.Module, plain: nn.Module, path: str, tensor: str, kind: s
         what = "spectral_norm" if "SpectralNorm" in kind else kind.lstrip("_")
         raise WiringError(
             f"cannot isolate tasks in this network: {what} of '{tensor}' at '{path or '(top level)'}'{where} "
-            f"mixes all rows of the weight: a new task would move old rows. Remove it (torch.nn.utils.parametrize.remove_parametrizations), "
+            f"computes the weight in a way that may mix its rows: a new task would move old rows. Remove it (torch.nn.utils.parametrize.remove_parametrizations), "
             f"or use weight_norm, which keeps rows apart."
         )
     if plain is model:
@@ -135,7 +135,7 @@ def _caller(model: nn.Module, module: nn.Module, example: Inputs) -> str:
     lines: list[str] = []
 
     def look(*_: Any) -> None:
-        own = [frame for frame in traceback.extract_stack() if "/torch/" not in frame.filename and "/clnp/wiring/" not in frame.filename]
+        own = [frame for frame in traceback.extract_stack() if of_user(frame.filename)]
         lines.append(f" ({own[-1].filename}:{own[-1].lineno}: {(own[-1].line or '').strip()})")
 
     handle = module.register_forward_pre_hook(look)

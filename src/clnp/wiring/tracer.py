@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
-PRODUCT = "multiplies units with each other, and all of them meet"
+PRODUCT = "sums products of units, and all of them meet"
 """Why an attention with a single head, or a matrix of channel by channel, is one unit."""
 
 
@@ -258,7 +258,8 @@ class Tracer:
 
     def multiplied(self, node: Node, labels: Sequence[Tensor]) -> None:
         """Note that units were multiplied with each other: a loss, where in the end all of them are one unit."""
-        self.lost.append((node, PRODUCT, torch.cat([part.flatten() for part in labels]).unique()))
+        units = torch.cat([part.flatten() for part in labels]).unique()
+        self.lost.append((node, PRODUCT, units[units != EVERYONE]))
 
     def spread(self, value: Value, dims: Sequence[int | None]) -> Tensor:
         """Return a value's labels with its dimensions in another order; None is a dimension of size 1."""

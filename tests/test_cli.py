@@ -152,6 +152,11 @@ def test_ctrl_c_says_how_to_continue_and_the_command_does(clnp, monkeypatch, tmp
     assert code == 0
     assert "1 of 2 tasks learned" in out
     assert "stopped; to continue: " + shlex.join(["clnp", *command]) in out
+    (tmp_path / "a run").rename(tmp_path / "moved")
+    code, out, _ = clnp("status", "moved")
+    assert code == 0
+    assert "stopped; to continue: " + shlex.join(["clnp", *command[: -len(FAST) - 2], *FAST, "--out", "moved"]) in " ".join(out.split())
+    (tmp_path / "moved").rename(tmp_path / "a run")
     code, out, err = clnp(*shlex.split(told.partition("To continue: ")[2])[1:])
     assert code == 0
     assert "continuing: 1 of 2 tasks are learned" in err

@@ -328,7 +328,7 @@ def test_a_token_that_there_is_not_is_told_of_as_data(where):
     other[7, 1] = 9
     given = {"training": ((other, y), (x, y)), "validation": ((x, y), (other, y))}[where]
     before = snapshot(learner)
-    with pytest.raises(clnp.DataError, match="cannot learn task 'a': index out of range.*a token that the network has no embedding for"):
+    with pytest.raises(clnp.DataError, match=r"cannot learn task 'a': index out of range.*a token that the network has no embedding for"):
         learner.learn("a", *given, config=clnp.LearnConfig(epochs=1))
     assert_unchanged(learner, before)
 

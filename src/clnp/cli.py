@@ -239,6 +239,7 @@ def status(directory: RunDirectory) -> None:
     """Show how far a run is and what it has achieved, without loading a network."""
     from clnp import locks
     from clnp.report import read_run
+    from clnp.report.wording import continuing
 
     run = read_run(directory)
     _show(directory)
@@ -251,7 +252,7 @@ def status(directory: RunDirectory) -> None:
     elif run.failed is not None:
         typer.echo(f"failed: {run.failed}")
     else:
-        typer.echo(f"stopped; to continue: {run.command}" if run.command else "stopped before it began; give its command again")
+        typer.echo(f"stopped; to continue: {continuing(run)}" if run.command else "stopped before it began; give its command again")
 
 
 @app.command()

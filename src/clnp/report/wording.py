@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from math import floor, isfinite
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,6 +25,23 @@ def verdict(run: Run) -> str:
     """
     parts = [_extent(run), _forgetting(run), _room(run), _forecast(run)]
     return ", ".join(part for part in parts if part)
+
+
+def continuing(run: Run) -> str:
+    """Return the command that goes on with a run where it lies today: the one it was started with, with another --out if it was moved."""
+    words = shlex.split(run.command)
+    given = next((place for place, word in enumerate(words) if word == "--out" or word.startswith("--out=")), None)
+    if given is None:
+        place, rest = f"runs/{run.benchmark}-{run.method}-seed{run.seed}", words
+    else:
+        width = 1 if "=" in words[given] else 2
+        place, rest = (
+            words[given].partition("=")[2] if width == 1 else "".join(words[given + 1 :][:1]),
+            words[:given] + words[given + width :],
+        )
+    if Path(place).resolve() == run.directory.resolve():
+        return run.command
+    return shlex.join([*rest, "--out", str(run.directory)])
 
 
 def _extent(run: Run) -> str:

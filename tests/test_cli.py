@@ -320,6 +320,12 @@ def test_run_tells_which_settings_the_method_does_not_read(clnp, tmp_path):
     assert (code, json.loads(out)["method"]) == (0, "ewc")
     notes = [line for line in err.splitlines() if line.startswith("note: method")]
     assert notes == ["note: method ewc does not read 'share'; packnet, wsn do", "note: method ewc does not read 'margin'; clnp does"]
+    (tmp_path / "of a file.yaml").write_text("method: ewc\nlearn: {margin: 0.1, epochs: 1, finetune_epochs: 0}\n")
+    (tmp_path / "empty.yaml").write_text("# nothing yet\n")
+    assert (
+        "note: method ewc does not read 'margin'; clnp does" in clnp("run", "digits", *few, "--config", "of a file.yaml", "--out", "b")[2]
+    )
+    assert clnp("run", "digits", *few, "--config", "empty.yaml", "--out", "c")[0] == 0
 
 
 def test_results_fit_80_characters_with_whole_names_and_show_what_was_forgotten(finished):

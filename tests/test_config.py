@@ -136,6 +136,19 @@ def test_the_first_pattern_that_matches_a_group_gives_its_pool():
     assert LearnConfig.model_validate_json(config.model_dump_json()).pool == config.pool
 
 
+@pytest.mark.parametrize("field", ["epochs", "batch_size", "lr", "strength", "threads", "patience"])
+def test_a_truth_value_is_no_number(field):
+    with pytest.raises(ConfigError, match=f"{field}: expected a number .found True"):
+        LearnConfig(**{field: True})
+
+
+@pytest.mark.parametrize(("field", "most"), [("epochs", 100_000), ("finetune_epochs", 100_000), ("rounds", 100)])
+def test_what_would_never_end_is_refused(field, most):
+    assert getattr(LearnConfig(**{field: most}), field) == most
+    with pytest.raises(ConfigError, match=f"{field}: input should be less than or equal to {most}"):
+        LearnConfig(**{field: most + 1})
+
+
 def test_a_truth_value_is_no_pool():
     with pytest.raises(ConfigError, match="pool"):
         LearnConfig(pool=True)

@@ -15,7 +15,7 @@ import yaml
 
 from clnp import locks, metrics, rundir, work
 from clnp.errors import CapacityError, ConfigError, DamageError, DataError, StoreError
-from clnp.experiment import configure, run
+from clnp.experiment import configure, run, said
 from clnp.methods import METHODS
 from clnp.report import read_run
 from clnp.selection import Selection
@@ -478,13 +478,26 @@ def test_content_that_was_not_written_is_damage_and_a_file_that_cannot_be_read_i
         ({"benchmark": "digits", "defaults": {"sed": 3}}, "Did you mean 'seed'"),
         ({"benchmark": "digits", "defaults": {"seed": "x"}}, "seed: expected a whole number"),
         ({"benchmark": "digits", "seed": -1}, "seed: expected a whole number of at least 0"),
+        ({"benchmark": "digits", "n_tasks": -1}, "n_tasks: expected a whole number of at least 1"),
         ({"benchmark": "digits", "defaults": {"learn": 3}}, "expected settings under 'learn:'"),
+        ({"benchmark": "digits", "defaults": {"learn": 0}}, "expected settings under 'learn:', found 0"),
+        ({"benchmark": "digits", "defaults": {"learn": []}}, "expected settings under 'learn:', found \\[\\]"),
         ({"benchmark": "digits", "defaults": {"benchmark": "split-mnist"}}, "is for benchmark 'split-mnist'"),
     ],
 )
 def test_what_is_unknown_is_named_with_the_nearest(arguments, words):
     with pytest.raises(ConfigError, match=words):
         configure(**arguments)
+
+
+def test_what_a_file_leaves_empty_it_does_not_say():
+    assert configure("digits", defaults=dict.fromkeys(["benchmark", "method", "model", "seed", "n_tasks"])) == configure("digits")
+
+
+def test_a_file_says_the_settings_that_are_not_the_benchmarks_own():
+    whole = configure("digits").model_dump(mode="json")
+    whole["learn"] |= {"margin": 0.1, "share": 0.5}
+    assert said("digits", {"epochs": 1, "share": 0.5}, whole) == ["epochs", "share", "margin"]
 
 
 def test_the_most_specific_word_wins():

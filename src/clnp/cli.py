@@ -173,10 +173,10 @@ def run(
     chosen = _settings(settings or [])
     defaults = _read_yaml(file)
     from clnp.config import unread
-    from clnp.experiment import configure
+    from clnp.experiment import configure, said
 
     config = configure(benchmark, method=method, model=model, seed=seed, n_tasks=tasks, settings=chosen, defaults=defaults)
-    for key, readers in unread(config.method, chosen).items():
+    for key, readers in unread(config.method, said(config.benchmark, chosen, defaults)).items():
         _say(f"note: method {config.method} does not read '{key}'; {', '.join(readers)} {'does' if len(readers) == 1 else 'do'}")
     out = out or Path("runs") / f"{config.benchmark}-{config.method}-seed{config.seed}"
     summary = _run(config, out, data, ctx.obj, until_full=until_full)
@@ -229,9 +229,9 @@ def _read_yaml(file: Path | None) -> dict[str, Any]:
         raise ConfigError(f"cannot read the configuration file '{file}': {error.strerror}.") from None
     except ValueError as error:
         raise ConfigError(f"cannot read the configuration file '{file}': expected YAML: {error}.") from None
-    if not isinstance(content, dict):
+    if not isinstance(content, dict | None):
         raise ConfigError(f"cannot use the configuration file '{file}': expected keys and values, found {content!r}.")
-    return content
+    return content or {}
 
 
 @app.command()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, ValidatorFunctionWrapHandler, field_validator
 
 from clnp.errors import ConfigError
 
@@ -21,6 +21,10 @@ Criterion = Literal["activity", "firing", "std", "activity-weight", "firing-weig
 def _sizes(pool: Any) -> list[Any]:
     """Return the sizes of pools that are given."""
     return [*cast("dict[str, Any]", pool).values()] if isinstance(pool, dict) else [pool]
+
+
+MOST_EPOCHS = 100_000
+"""More would never end; a slip of the finger is told of as one."""
 
 
 class LearnConfig(BaseModel):
@@ -40,7 +44,9 @@ class LearnConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    epochs: int = Field(12, ge=1, description="passes over the training data with the whole pool, before anything is pruned")
+    epochs: int = Field(
+        12, ge=1, le=MOST_EPOCHS, description="passes over the training data with the whole pool, before anything is pruned"
+    )
     batch_size: int | None = Field(
         None, ge=2, description="examples in one step; by default 128, or so few (at least 16) that a pass has 32 steps"
     )
@@ -63,8 +69,8 @@ class LearnConfig(BaseModel):
         le=1,
         description="what the importance of a free unit counts beside that of a claimed one: below 1, a task rather reuses than claims",
     )
-    rounds: int = Field(2, ge=1, description="rounds of pruning; between two rounds the survivors train on")
-    finetune_epochs: int = Field(4, ge=0, description="epochs in which the survivors of a round train on; 0 prunes only")
+    rounds: int = Field(2, ge=1, le=100, description="rounds of pruning; between two rounds the survivors train on")
+    finetune_epochs: int = Field(4, ge=0, le=MOST_EPOCHS, description="epochs in which the survivors of a round train on; 0 prunes only")
     patience: int | None = Field(None, ge=1, description="stop training after so many epochs without a better validation accuracy")
     loss: Literal["cross-entropy"] = Field("cross-entropy", description="the training loss")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of each label that is spread over all classes in the training loss")
@@ -103,6 +109,14 @@ class LearnConfig(BaseModel):
                 said = first["msg"].removeprefix("Value error, ")
                 message = f"{where}: {said[0].lower()}{said[1:]} (found {first['input']!r})"
             raise ConfigError(f"cannot use these settings: {message}. See LearnConfig for every field.") from None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_is_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and {int, float} & {kind, *get_args(kind)} and info.field_name != "pool":  # it would pass for 0 or 1
+            raise ValueError("expected a number")
+        return value
 
     @field_validator("pool", mode="wrap")
     @classmethod

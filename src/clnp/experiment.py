@@ -78,7 +78,7 @@ def configure(
     >>> configure("digits", settings={"epochs": 3}).learn.epochs
     3
     """
-    given = dict(defaults or {})
+    given = {key: value for key, value in (defaults or {}).items() if value is not None}
     for key in given:
         if key in LearnConfig.model_fields:
             raise ConfigError(f"cannot use the configuration file: '{key}' is a setting of learning; put it under 'learn:'.")
@@ -86,7 +86,7 @@ def configure(
     chosen = lookup("benchmark", benchmark, BENCHMARKS)
     if given.get("benchmark", benchmark) != benchmark:
         raise ConfigError(f"cannot run '{benchmark}': the configuration file is for benchmark '{given['benchmark']}'.")
-    from_file = given.get("learn") or {}
+    from_file = given.get("learn", {})
     if not isinstance(from_file, dict):
         raise ConfigError(f"cannot use the configuration file: expected settings under 'learn:', found {from_file!r}.")
     learn = {**chosen.config, **from_file, **(settings or {})}
@@ -100,7 +100,7 @@ def configure(
         method=chosen_method,
         model=chosen_model,
         seed=_whole("seed", _first(seed, given.get("seed"), 0)),
-        n_tasks=_whole("n_tasks", _first(n_tasks, given.get("n_tasks"), chosen.n_tasks)),
+        n_tasks=_whole("n_tasks", _first(n_tasks, given.get("n_tasks"), chosen.n_tasks), 1),
         learn=LearnConfig(**learn),
     )
 
@@ -110,10 +110,16 @@ def _first(*values: Any) -> Any:
     return next(value for value in values if value is not None)
 
 
-def _whole(name: str, value: Any) -> int:
+def said(benchmark: str, settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
+    """Return the settings of learning that somebody chose: those given, and those of a configuration file that are not the benchmark's own."""
+    own = {**LearnConfig().model_dump(mode="json"), **BENCHMARKS[benchmark].config}
+    return list(dict.fromkeys([*settings, *(key for key, value in (defaults.get("learn") or {}).items() if value != own[key])]))
+
+
+def _whole(name: str, value: Any, least: int = 0) -> int:
     """Return a whole number."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ConfigError(f"cannot use this configuration: {name}: expected a whole number of at least 0, found {value!r}.")
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"cannot use this configuration: {name}: expected a whole number of at least {least}, found {value!r}.")
     return value
 
 

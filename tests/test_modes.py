@@ -21,16 +21,17 @@ def fewer_bits():
 
 
 def fewer_bits_of_each():
-    """Say the same of each operation."""
-    torch.backends.mkldnn.fp32_precision = "bf16"
+    """Say the same of every operation."""
+    torch.backends.fp32_precision = "bf16"
 
 
 @pytest.fixture(autouse=True)
 def given_back():
     yield
     torch.set_float32_matmul_precision("highest")
-    for operation in (torch.backends.mkldnn, MATMUL, CONV, torch.backends.mkldnn.rnn, torch.backends.cuda.matmul):
-        operation.fp32_precision = "none"
+    # By the way that torch itself takes: `torch.backends.mkldnn.fp32_precision = "none"` sets another backend's, and an export keeps this one's.
+    for place in (("generic", "all"), ("mkldnn", "all"), ("mkldnn", "matmul"), ("mkldnn", "conv"), ("mkldnn", "rnn"), ("cuda", "matmul")):
+        torch._C._set_fp32_precision_setter(*place, "none")
 
 
 def test_threads_are_put_back():
@@ -61,7 +62,7 @@ def test_products_are_exact_within_and_as_they_were_set_behind(ask):
     if ask is fewer_bits:
         assert torch.get_float32_matmul_precision() == "medium"
     else:  # what is said for all operations still holds for each
-        torch.backends.mkldnn.fp32_precision = "ieee"
+        torch.backends.fp32_precision = "ieee"
         assert MATMUL.fp32_precision == CONV.fp32_precision == "ieee"
 
 

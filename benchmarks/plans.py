@@ -175,7 +175,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             Entry("single", "single", {}, "71.12 (Zenke et al. 2017, no mirror images)", seeds=1),
             Entry("finetune", "finetune", {}, "79.92 just after each task (Zenke et al. 2017, no mirror images)", seeds=1),
             Entry("si", "si", {"strength": 0.03}, "73.53 (Zenke et al. 2017, no mirror images)", seeds=1),
-            Entry("ewc", "ewc", {}, seeds=1),
+            Entry("ewc", "ewc", {"strength": 10.0}, seeds=1),
             Entry("packnet", "packnet", {}, seeds=1),
             Entry("hat", "hat", SGD_OF_IMAGES, seeds=1),
             Entry("wsn", "wsn", {}, seeds=1),
@@ -187,7 +187,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             Entry("single, twice as wide", "single", {}, seeds=1, model="zenke-wide"),
             Entry("clnp, single head, twice as wide", "clnp", {**WIDE, "head": "single"}, seeds=1, model="zenke-wide"),
             Entry("joint", "joint", {}, seeds=1),
-            Entry("online-ewc", "online-ewc", {}, seeds=1),
+            Entry("online-ewc", "online-ewc", {"strength": 10.0}, seeds=1),
         ),
     ),
     **{

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import sys
 from statistics import stdev
@@ -14,6 +15,7 @@ import yaml
 from clnp import cli
 from clnp.errors import DamageError, StoreError
 from clnp.experiment import configure, run
+from clnp.locks import locked
 from clnp.methods import METHODS
 from clnp.report import compare, render_comparison
 from clnp.report.compare import flip_test
@@ -108,7 +110,9 @@ def test_what_cannot_be_compared_is_refused(runs, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         run(configure("digits", method="single", n_tasks=2, settings=SETTINGS), tmp_path / "half", command="clnp run me", progress=stop)
-    with pytest.raises(StoreError, match=r"not finished\. To continue: clnp run me"):
+    with pytest.raises(StoreError, match=r"not finished; to continue: clnp run me --out .*half$"):
+        compare([tmp_path / "half"])
+    with locked(tmp_path / "half"), pytest.raises(StoreError, match=rf"not finished; process {os.getpid()} is at work there"):
         compare([tmp_path / "half"])
 
 

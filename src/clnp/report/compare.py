@@ -19,8 +19,10 @@ from markupsafe import Markup
 
 from clnp.config import LearnConfig, unread
 from clnp.errors import DamageError, StoreError
+from clnp.locks import holder, is_locked
 from clnp.report.pages import pages
 from clnp.report.run import read_run
+from clnp.report.wording import continuing
 from clnp.rundir import CONFIG
 
 if TYPE_CHECKING:
@@ -99,7 +101,8 @@ def compare(directories: Sequence[Path]) -> Comparison:
     runs = [read_run(directory) for directory in directories]
     for run in runs:
         if not run.finished or run.average_accuracy is None:
-            raise StoreError(f"cannot compare run '{run.directory}': it is not finished. To continue: {run.command}")
+            what = f"process {holder(run.directory)} is at work there" if is_locked(run.directory) else f"to continue: {continuing(run)}"
+            raise StoreError(f"cannot compare run '{run.directory}': it is not finished; {what}")
     first = runs[0]
     for run in runs[1:]:
         for what in ("benchmark", "model", "n_tasks"):

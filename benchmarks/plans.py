@@ -82,13 +82,16 @@ SGD = {"optimizer": "sgd", "lr": 0.2}
 SGD_OF_IMAGES = {**SGD, "lr": 0.05}
 QUICK = {**TEN, "batch_size": 64, "l1": 5e-5, "margin": 0.002, "pool": 0.2}
 """clnp in as few epochs as the dense methods have."""
+ONE_ROUND = {"epochs": 5, "rounds": 1, "finetune_epochs": 5}
 # As many, half of them after pruning once: better, and larger (docs/tuning.md). The ablations began before that was known.
-ONCE = {**QUICK, "epochs": 5, "rounds": 1, "finetune_epochs": 5}
+ONCE = {**QUICK, **ONE_ROUND}
 # Every image comes twice in an epoch, once mirrored. Small tasks gain by label smoothing, whatever the method (docs/tuning.md).
 FIFTEEN = {"epochs": 9, "rounds": 1, "finetune_epochs": 6, "lr": 1e-3, "batch_size": 64, "label_smoothing": 0.1, "threads": 1}
 # CIFAR-10 needs the filters; the dense layer is what fills up (docs/tuning.md).
 ZENKE = {"pool": {"dense": 100, "*": "all"}, "l1": 5e-5, "margin": 0.005}
 WIDE = {**ZENKE, "pool": {"dense": 200, "*": "all"}}
+# Narrow early layers: the first task needs them whole, and later ones read them (docs/tuning.md).
+STAGES = {"block4*": 0.25, "*": "all"}
 IMAGES = {"precision": "bfloat16", "channels_last": True}  # convolutions are trained more than twice as fast so
 ABLATIONS: dict[str, tuple[float, ...]] = {
     "margin": (0.0, 0.001, 0.005, 0.01, 0.02),
@@ -198,8 +201,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             n_tasks,
             {**TEN, **IMAGES, "lr": 1e-3, "batch_size": 32},
             (
-                # Narrow early layers: the first task needs them whole, and later ones read them (docs/tuning.md).
-                Entry("clnp", "clnp", {"pool": {"block4*": 0.25, "*": "all"}}, seeds=1),
+                Entry("clnp", "clnp", {"pool": STAGES}, seeds=1),
                 Entry("packnet", "packnet", {"share": 2 / n_tasks}, seeds=1),  # of what is free: it must leave something to the last task
                 Entry("hat", "hat", SGD_OF_IMAGES, seeds=1),
                 Entry("wsn", "wsn", {}, seeds=1),

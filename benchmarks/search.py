@@ -29,7 +29,7 @@ from clnp.inputs import cut
 from clnp.methods import METHODS
 from clnp.models import MODELS, mlp
 from made import stamp
-from plans import QUICK, ZENKE
+from plans import ONE_ROUND, QUICK, STAGES, ZENKE
 from tables import fullest
 
 RESULTS = Path(__file__).parent / "results" / "search"
@@ -69,8 +69,6 @@ CIFAR = {"epochs": 12, "rounds": 2, "finetune_epochs": 4, "batch_size": 128, "lr
 # A third of the table's epochs, in which every image comes twice, once mirrored.
 MIRRORED = {**CIFAR, "epochs": 3, "rounds": 1, "finetune_epochs": 2, "batch_size": 64, "label_smoothing": 0.1}
 THIRTY = {"epochs": 10, "rounds": 2, "finetune_epochs": 10, "l1": 2e-5, "margin": 0.0005, "pool": 500}
-STAGES = {"block4*": 0.25, "*": "all"}
-ONE_ROUND = {"epochs": 5, "rounds": 1, "finetune_epochs": 5}
 # Dropout on inputs, on hidden units.
 DROPOUTS = {
     f"dropout {given}, {hidden}": partial(mlp, hidden=(2000, 2000), dropout_in=given, dropout=hidden)
@@ -154,8 +152,8 @@ SEARCHES: dict[str, Search] = {
         {
             "two rounds of 2": {},
             "one round of 4": {"rounds": 1, "finetune_epochs": 4},
-            "one round of 5 after 5": {"epochs": 5, "rounds": 1, "finetune_epochs": 5},
-            "one round of 5 after 5, margin 0.004": {"epochs": 5, "rounds": 1, "finetune_epochs": 5, "margin": 0.004},
+            "one round of 5 after 5": ONE_ROUND,
+            "one round of 5 after 5, margin 0.004": {**ONE_ROUND, "margin": 0.004},
             "one round of 6 after 4": {"epochs": 4, "rounds": 1, "finetune_epochs": 6},
             "one round of 7 after 3": {"epochs": 3, "rounds": 1, "finetune_epochs": 7},
             "one round of 4, l1 1e-4": {"rounds": 1, "finetune_epochs": 4, "l1": 1e-4},

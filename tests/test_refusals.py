@@ -226,6 +226,22 @@ def test_looking_at_a_network_does_not_change_it():
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["in place", "assigned"])
+def test_a_network_that_answers_otherwise_the_next_time_is_refused(again):
+    def count(n):
+        if again:
+            n.n_calls = n.n_calls + 1
+        else:
+            n.n_calls += 1
+        return n.n_calls
+
+    net = Net(lambda n, x: n.a(x) * count(n), **LINEAR)
+    net.register_buffer("n_calls", torch.zeros(()))
+    with pytest.raises(WiringError, match="on what it changed in an earlier call"):
+        clnp.Learner(net, torch.zeros(2, 8))
+    assert float(net.n_calls) == 0
+
+
 @pytest.mark.parametrize(
     ("run", "parts", "shape", "expected"),
     [

@@ -112,7 +112,7 @@ def _first(*values: Any) -> Any:
 
 def said(benchmark: str, settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
     """Return the settings of learning that somebody chose: those given, and those of a configuration file that are not the benchmark's own."""
-    own = {**LearnConfig().model_dump(mode="json"), **BENCHMARKS[benchmark].config}
+    own = configure(benchmark).learn.model_dump(mode="json")
     return list(dict.fromkeys([*settings, *(key for key, value in (defaults.get("learn") or {}).items() if value != own[key])]))
 
 

@@ -131,11 +131,11 @@ def check_narrowing(wiring: Wiring, state: Mapping[str, Tensor], trunk: nn.Modul
         WiringError: it does not: the code of the trunk depends on something that the capture could not see.
     """
     network = whole(wiring, state)
+    # A counter that it keeps, or a weight that it renormalises, is the caller's. One copy for all calls: what one of them changes, the next shows.
+    own = {name: tensor.detach().clone() for name, tensor in (*trunk.named_parameters(), *trunk.named_buffers())}
     for n in CHECKED_BATCHES:
         x = parts(noisy(example, n))
         with mode(trunk, training=False), torch.no_grad():
-            # Of copies: a counter that it keeps, or a weight that it renormalises, is the caller's.
-            own = {name: tensor.clone() for name, tensor in (*trunk.named_parameters(), *trunk.named_buffers())}
             try:
                 expected = joined(functional_call(trunk, own, x))
             except (RuntimeError, IndexError, ValueError) as error:

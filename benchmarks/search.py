@@ -29,7 +29,7 @@ from clnp.inputs import cut
 from clnp.methods import METHODS
 from clnp.models import MODELS, mlp
 from made import stamp
-from plans import ONE_ROUND, QUICK, STAGES, ZENKE
+from plans import ONE_ROUND, QUICK, ZENKE, stages
 from tables import fullest
 
 RESULTS = Path(__file__).parent / "results" / "search"
@@ -68,6 +68,7 @@ BEFORE = {"batch_size": 128, "l1": 2e-5, "margin": 0.002, "pool": 0.2, "claim_we
 CIFAR = {"epochs": 12, "rounds": 2, "finetune_epochs": 4, "batch_size": 128, "lr": 1e-3, "precision": "bfloat16", "channels_last": True}
 # A third of the table's epochs, in which every image comes twice, once mirrored.
 MIRRORED = {**CIFAR, "epochs": 3, "rounds": 1, "finetune_epochs": 2, "batch_size": 64, "label_smoothing": 0.1}
+RESNET = {**CIFAR, "epochs": 6, "finetune_epochs": 2, "batch_size": 32}
 THIRTY = {"epochs": 10, "rounds": 2, "finetune_epochs": 10, "l1": 2e-5, "margin": 0.0005, "pool": 500}
 # Dropout on inputs, on hidden units.
 DROPOUTS = {
@@ -318,17 +319,24 @@ SEARCHES: dict[str, Search] = {
         3,
         {
             "as it is": {},
-            "all of stages 1 to 3, 0.25 of stage 4": {"pool": STAGES},
+            "all of stages 1 to 3, 0.25 of stage 4": {"pool": stages(0.25)},
             "pool 0.5": {"pool": 0.5},
-            "all of stages 1 to 3, 0.25 of stage 4, margin 0.01": {"pool": STAGES, "margin": 0.01},
-            "all of stages 1 to 3, 0.25 of stage 4, one round of five epochs": {"pool": STAGES, **ONE_ROUND},
-            "all of stages 1 to 3, 0.25 of stage 4, one round of five epochs, label smoothing 0.1": {
-                "pool": STAGES,
-                **ONE_ROUND,
-                "label_smoothing": 0.1,
-            },
+            "all of stages 1 to 3, 0.25 of stage 4, margin 0.01": {"pool": stages(0.25), "margin": 0.01},
         },
-        {**CIFAR, "epochs": 6, "finetune_epochs": 2, "batch_size": 32},
+        RESNET,
+    ),
+    # All ten tasks: what one may take of the last stage must leave some of it to the others.
+    "split-cifar100-10-clnp": Search(
+        "split-cifar100-10x10",
+        "clnp",
+        10,
+        {
+            "0.1 of stage 4": {},
+            "0.1 of stage 4, one round of five epochs": ONE_ROUND,
+            "0.1 of stage 4, one round of five epochs, label smoothing 0.1": {**ONE_ROUND, "label_smoothing": 0.1},
+            "0.25 of stage 3, 0.1 of stage 4, one round of five epochs": {**ONE_ROUND, "pool": {"block3*": 0.25, **stages(0.1)}},
+        },
+        {**RESNET, "pool": stages(0.1)},
     ),
     "cifar-clnp": Search(
         "cifar10-100",

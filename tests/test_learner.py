@@ -69,9 +69,7 @@ def assert_unchanged(learner, before):
 
 @pytest.fixture
 def nothing_pruned(monkeypatch):
-    monkeypatch.setattr(
-        clnp.pruning, "select", lambda _, visible, __, *, correct, allowed, may_empty, screen: Selection(dict(visible), correct, 0)
-    )
+    monkeypatch.setattr(clnp.pruning, "select", lambda _, visible, __, *, correct, **___: Selection(dict(visible), correct, 0))
 
 
 class Pictures(Dataset):

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import clnp
+import clnp.candidates
 import clnp.commit
 import clnp.pruning
 import small
@@ -92,13 +93,13 @@ def test_the_screen_looks_at_few_examples_and_answers_no_less_than_all_of_them(m
         lambda network, data, *rest, **named: looked_at.append(len(data)) or counted(network, data, *rest, **named),
     )
 
-    def select(scores, visible, measure, *, correct, allowed, may_empty, screen):
+    def select(scores, visible, measure, *, correct, screen, **settings):
         generator = torch.Generator().manual_seed(0)
         for share in (1.0, 0.8, 0.6, 0.4, 0.2):
             keep = {group: units & (torch.rand(len(units), generator=generator) <= share) for group, units in visible.items()}
             looked_at.clear()
             asked.append((measure(keep), screen(keep), correct, tuple(looked_at)))
-        return nothing_released(scores, visible, measure, correct=correct, allowed=allowed, may_empty=may_empty, screen=screen)
+        return nothing_released(scores, visible, measure, correct=correct, **settings)
 
     learner = new()
     for number in (0, 1):  # the second reads values of the first that are kept, where they may be
@@ -116,8 +117,86 @@ def test_the_screen_looks_at_few_examples_and_answers_no_less_than_all_of_them(m
     assert any(measured < screened for measured, screened, *_ in asked), "what was easy may be lost, too"
 
 
-def nothing_released(scores, visible, measure, *, correct, allowed, may_empty, screen):
-    del scores, measure, allowed, may_empty
+@pytest.mark.parametrize("name", ["mlp", "vgg"])
+def test_the_screen_is_quick_and_the_measure_exact(name, monkeypatch):
+    """The screen multiplies as training does, with norms of one batch, and looks at few witnesses; all of it is counted anew in float32 and with all norms' examples."""
+    monkeypatch.setattr(clnp.pruning, "EVIDENCE", 100)
+    monkeypatch.setattr(clnp.candidates, "ESTIMATE_BATCH", 50)
+    seen = []
+    counted, estimated = clnp.pruning.n_correct, clnp.candidates.estimate_norms_
+
+    def count(network, examples, *rest, **named):
+        seen.append(("count", len(examples), torch.is_autocast_enabled("cpu")))
+        return counted(network, examples, *rest, **named)
+
+    def estimate(network, examples, *rest, n_examples, **named):
+        seen.append(("norms", min(n_examples, len(examples)), torch.is_autocast_enabled("cpu")))
+        return estimated(network, examples, *rest, n_examples=n_examples, **named)
+
+    monkeypatch.setattr(clnp.pruning, "n_correct", count)
+    monkeypatch.setattr(clnp.candidates, "estimate_norms_", estimate)
+    asked = []
+
+    def select(scores, visible, measure, *, correct, screen, sparing, **settings):
+        assert sparing == (name == "vgg"), "norms make networks dear to ask about"
+        screen(visible)  # which examples are the hardest is found once
+        for ask in (screen, measure):
+            seen.clear()
+            assert ask(visible) > 0
+            asked.append(list(seen))
+        return nothing_released(scores, visible, measure, correct=correct, **settings)
+
+    monkeypatch.setattr(clnp.pruning, "select", select)
+    watch = Watch(monkeypatch)
+    learn(new(name), watch, rounds=1, margin=0.1, precision="bfloat16")
+    (screened, measured), n = asked, len(watch.validation[1])
+    assert n < 100, "witnesses are asked, too"
+    norms = [("norms", 50, True)] if name == "vgg" else []
+    assert screened[: len(norms)] == norms
+    assert [(kind, autocast) for kind, _, autocast in screened[len(norms) :]] == [("count", True)] * 2
+    assert screened[-2][1] < n
+    assert screened[-1][1] < 100 - n
+    assert measured == [*([("norms", N_TRAIN, False)] if norms else []), ("count", n, False), ("count", 100 - n, False)]
+
+
+@pytest.mark.parametrize("lost", ["validation", "sample"])
+def test_the_screen_refuses_what_the_margin_does_not_cover_in_either_kind_of_examples(lost, monkeypatch):
+    monkeypatch.setattr(clnp.pruning, "EVIDENCE", 100)
+    counted, answers = clnp.pruning.n_correct, []
+
+    def select(scores, visible, measure, *, correct, screen, **settings):
+        before = screen(visible)
+        n_lost = {"validation": 0, "sample": 1}[lost]
+        calls = iter(range(2))
+        monkeypatch.setattr(
+            clnp.pruning, "n_correct", lambda *args, **named: counted(*args, **named) - (20 if next(calls) == n_lost else 0)
+        )
+        answers.append((before, screen(visible)))
+        monkeypatch.setattr(clnp.pruning, "n_correct", counted)
+        return nothing_released(scores, visible, measure, correct=correct, **settings)
+
+    monkeypatch.setattr(clnp.pruning, "select", select)
+    learn(new(), Watch(monkeypatch), rounds=1, margin=0.1)
+    ((before, after),) = answers
+    assert before > 0 > after
+
+
+@pytest.mark.parametrize(("evidence", "screened"), [(100, True), (10_000, False)])
+def test_few_examples_are_asked_without_a_screen(evidence, screened, monkeypatch):
+    monkeypatch.setattr(clnp.pruning, "EVIDENCE", evidence)
+    given = []
+
+    def select(scores, visible, measure, *, screen, **settings):
+        given.append(screen is not None)
+        return nothing_released(scores, visible, measure, **settings)
+
+    monkeypatch.setattr(clnp.pruning, "select", select)
+    learn(new(), Watch(monkeypatch), rounds=1)
+    assert given == [screened]
+
+
+def nothing_released(scores, visible, measure, *, correct, **settings):
+    del scores, measure, settings
     return Selection(dict(visible), correct, 0)
 
 

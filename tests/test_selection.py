@@ -257,11 +257,11 @@ def optimistic(measure, by):
 
 
 @FAST
-@given(problems(), st.integers(0, 20))
-def test_with_a_screen_the_margin_still_holds_for_what_was_measured(problem, by):
+@given(problems(), st.integers(-5, 20), st.booleans())
+def test_with_a_screen_the_margin_still_holds_for_what_was_measured(problem, by, sparing):
     scores, visible, correct, allowed, seed = problem
     measure = arbitrary(seed, correct)
-    found = select(scores, visible, measure, correct=correct, allowed=allowed, screen=optimistic(measure, by))
+    found = select(scores, visible, measure, correct=correct, allowed=allowed, screen=optimistic(measure, by), sparing=sparing)
     if plain(found.keep) != plain(visible):
         assert plain(found.keep) in measure.seen, "the screen's word is not enough"
         assert found.correct == measure.seen[plain(found.keep)]
@@ -281,3 +281,39 @@ def test_a_screen_finds_the_same_units_with_a_measurement_or_two_for_each_turn()
         found = select(scores, visible, measure, correct=1000, allowed=6, screen=optimistic(measure, by))
         assert plain(found.keep) == plain(alone.keep)
         assert measure.n_calls <= n_measured, f"a screen that is too kind by {by}"
+
+
+def test_a_sparing_search_measures_once_a_sweep_and_each_turn_only_where_that_is_refused():
+    scores = {group: torch.rand(200, generator=torch.Generator().manual_seed(1)) for group in "abc"}
+    visible = {group: torch.ones(200, dtype=torch.bool) for group in "abc"}
+
+    def answers(keep):
+        return 1000 - sum(max(0, 30 - int(units.sum())) for units in keep.values())
+
+    alone = select(scores, visible, answers, correct=1000, allowed=6)
+    for by, n_measured in ((0, SWEEPS), (1, SWEEPS + SWEEPS * 3 * 2)):
+        measure, screen = Measure(answers), optimistic(Measure(answers), by)
+        found = select(scores, visible, measure, correct=1000, allowed=6, screen=screen, sparing=True)
+        assert plain(found.keep) == plain(alone.keep)
+        assert measure.n_calls <= n_measured, f"a screen that is too kind by {by}"
+    measure, screen = Measure(answers), optimistic(Measure(answers), 0)
+    select(scores, visible, measure, correct=1000, allowed=0, screen=screen, sparing=True)
+    assert screen.n_calls <= 3 * 8 + 3, "what the first sweep left is asked about once: nothing more can go"
+
+
+def test_a_sparing_search_takes_back_what_all_examples_refuse():
+    scores, visible = {"a": torch.arange(8.0)}, {"a": torch.ones(8, dtype=torch.bool)}
+    measure = Measure(lambda keep: 10 if int(keep["a"].sum()) >= 6 else 0)
+    found = select(scores, visible, measure, correct=10, allowed=0, screen=lambda _: 10, sparing=True)
+    assert int(found.keep["a"].sum()) == 6
+    assert found.correct == 10
+
+
+def test_a_sweep_of_a_sparing_search_has_its_share_of_the_margin():
+    scores, visible = {"a": torch.arange(8.0)}, {"a": torch.ones(8, dtype=torch.bool)}
+    measure = Measure(lambda keep: {1: 9, 2: 0, 3: 0, 4: 0, 5: 0}.get(int(keep["a"].sum()), 10))
+    found = select(scores, visible, measure, correct=10, allowed=1, screen=lambda _: 10, sparing=True)
+    shown = [sum(units) for ((_, units),) in measure.seen]
+    assert shown[0] == 1
+    assert 6 in shown, "the first sweep may spend half of one answer, which is none"
+    assert int(found.keep["a"].sum()) == 1, "and the second the whole"

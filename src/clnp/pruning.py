@@ -9,18 +9,17 @@ import torch
 from torch import Tensor
 
 from clnp import advice
+from clnp.candidates import Candidates, narrowed, reestimate_
 from clnp.errors import TrainingError
 from clnp.importance import CRITERIA, WITH_GRADIENTS
 from clnp.isolation import closure, norm_parts, severed
 from clnp.measuring import activities
 from clnp.narrow import reaches
-from clnp.selection import Keep, allowed_loss, select
+from clnp.selection import allowed_loss, select
 from clnp.split import Head, SplitNetwork, split
 from clnp.training import (
     ESTIMATE_EXAMPLES,
-    estimate_norms_,
     fit,
-    hardest,
     kept_values,
     n_correct,
     n_correct_and_finite,
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
 
 EVIDENCE = 1000
 """With fewer validation examples than so many, training examples fill up the evidence of what pruning costs."""
-SCREENED = 0.2
-"""The hardest share of the validation examples, on which selection bisects; the outcome is measured on all."""
 LOOSE = 6
 """Rounds before the last may lose so many times the margin: fine-tuning wins it back, or the round does not count."""
 
@@ -123,11 +120,12 @@ class Trial:
 
     def correct_witnesses(self, network: SplitNetwork, at_least: int = 0) -> int:
         """Count the witnesses that a network answers correctly, see `Bar`."""
-        witnesses = self.witnesses
-        if not len(witnesses):
-            return 0
+        return self.count(network, self.witnesses, self.kept_of_witnesses(network), at_least) if len(self.witnesses) else 0
+
+    def kept_of_witnesses(self, network: SplitNetwork) -> tuple[Tensor, ...] | None:
+        """Return what the claimed graph of a network answers to the witnesses, see `kept`."""
         kept = self.kept(network, "sample")
-        return self.count(network, witnesses, None if kept is None else tuple(value[: len(witnesses)] for value in kept), at_least)
+        return None if kept is None else tuple(value[: len(self.witnesses)] for value in kept)
 
     @property
     def witnesses(self) -> TensorExamples:
@@ -278,71 +276,6 @@ def select_round(trial: Trial, network: SplitNetwork, bar: Bar, slack: int, numb
     return narrowed(trial, network, keep, values_kept=False)
 
 
-def narrowed(trial: Trial, network: SplitNetwork, keep: Tensor, *, values_kept: bool) -> SplitNetwork:
-    """Return the network of some units of another one, and of those that they read: bool (n_units,)."""
-    units = trial.close(keep)
-    claimed, pool = units & network.claimed_units, units & network.pool_units
-    smaller = split(trial.wiring, trial.state, claimed, pool, trial.head, norms=trial.norms, values_kept=values_kept)
-    reestimate_(trial, smaller)
-    return smaller
-
-
-class Candidates:
-    """The networks of some units of another one, and what they answer: selection asks for the smallest that keeps the bar.
-
-    Args:
-        trial: the task; the network's rows are in its state.
-        network: whose units they have.
-        bar: what must be reached.
-        slack: how many times the margin may be spent.
-    """
-
-    def __init__(self, trial: Trial, network: SplitNetwork, bar: Bar, slack: int) -> None:
-        self.trial, self.network = trial, network
-        # With fewer correct answers a network is refused, however many fewer they are: they need not be counted to the end.
-        self.least = bar.correct - slack * bar.allowed
-        self.least_witnesses = bar.correct_witnesses - slack * bar.allowed_witnesses
-        self.refused = -len(trial.data.validation) - 1
-        looked_at = ("validation", "sample") if network.norms or len(trial.witnesses) else ("validation",)
-        self.all_kept = all(trial.kept(network, part) is not None for part in looked_at)
-        self.hard: TensorExamples | None = None  # what the screen looks at, and the claimed graph's values of it
-        self.hard_kept: tuple[Tensor, ...] | None = None
-
-    def of(self, keep: Keep) -> SplitNetwork | None:
-        """Return the network of some units; None if nothing gets through it."""
-        self.trial.work.check()
-        units = self.trial.wiring.join(keep)
-        if not reaches(self.trial.wiring, self.trial.close(units)):
-            return None
-        return narrowed(self.trial, self.network, units, values_kept=self.all_kept)
-
-    def measure(self, keep: Keep) -> int:
-        """Count correct validation answers; a network that is refused has fewer than any other."""
-        smaller = self.of(keep)
-        if smaller is None:
-            return self.refused
-        correct = self.trial.correct(smaller, self.least)
-        # A network that validation data refuse need not be shown the witnesses.
-        if correct < self.least or self.trial.correct_witnesses(smaller, self.least_witnesses) < self.least_witnesses:
-            return self.refused
-        return correct
-
-    def screen(self, keep: Keep) -> int:
-        """Count correct answers to the hardest validation examples, as if all others were answered correctly."""
-        if self.hard is None:
-            data, kept = self.trial.data.validation, self.trial.kept(self.network, "validation")
-            places = hardest(self.network, data, kept, SCREENED, channels_last=self.trial.config.channels_last)
-            self.hard = data.at(places.to(data.y.device))
-            self.hard_kept = None if kept is None else tuple(value[places.to(value.device)] for value in kept)
-        smaller = self.of(keep)
-        if smaller is None:
-            return self.refused
-        others = len(self.trial.data.validation) - len(self.hard)
-        kept = narrow_kept(self.hard_kept, self.network, smaller)
-        correct = others + self.trial.count(smaller, self.hard, kept, self.least - others)
-        return correct if correct >= self.least else self.refused
-
-
 def search(trial: Trial, network: SplitNetwork, bar: Bar, slack: int, number: int) -> Tensor:
     """Find the units to keep, as `select_round` says: bool (n_units,), before closure. The network's rows are in the trial's state."""
     wiring, config = trial.wiring, trial.config
@@ -366,16 +299,11 @@ def search(trial: Trial, network: SplitNetwork, bar: Bar, slack: int, number: in
         correct=bar.correct,
         allowed=slack * bar.allowed,
         may_empty=branches,
-        # Few examples are soon asked, and witnesses are not screened.
-        screen=candidates.screen if len(trial.data.validation) >= EVIDENCE else None,
+        # Few examples are soon asked.
+        screen=candidates.screen if len(trial.data.validation) + len(trial.witnesses) >= EVIDENCE else None,
+        sparing=bool(network.norms),  # which are estimated again for every network that is asked about
     )
     return wiring.join(found.keep)
-
-
-def reestimate_(trial: Trial, network: SplitNetwork) -> None:
-    """Estimate the pool's batch-norm statistics again, on the same examples as during selection."""
-    if network.norms:
-        estimate_norms_(network, trial.data.sample, trial.kept(network, "sample"), channels_last=trial.config.channels_last)
 
 
 def settled(trial: Trial, network: SplitNetwork) -> tuple[dict[str, Tensor], Head]:

@@ -47,6 +47,7 @@ def select(
     allowed: int,
     may_empty: AbstractSet[str] = frozenset(),
     screen: Callable[[Keep], int] | None = None,
+    sparing: bool = False,
 ) -> Selection:
     """Release, per group, the most units whose loss the margin covers.
 
@@ -63,42 +64,66 @@ def select(
         correct: correct validation answers that the margin is counted from.
         allowed: how many of them may be lost, see `allowed_loss`.
         may_empty: groups of which no unit need stay: what they are a branch of goes on without it.
-        screen: cheaper than `measure`, and answers nothing less: what it refuses need not be measured. It bisects in place of `measure`,
-            whose word is final: from where the screen ends, the search goes back in growing steps to what `measure` accepts.
+        screen: cheaper than `measure`, and as a rule answers nothing less. It bisects in place of `measure`, whose word is final: from
+            where the screen ends, the search goes back in growing steps to what `measure` accepts.
+        sparing: for networks that are dear to ask about, with a screen: `measure` is asked at the end of a sweep and not of each turn; where it
+            refuses what the screen let pass, the sweep is made once more, with its word at the end of each turn. And where the
+            second sweep cannot release even one unit more of a group, that question is the only one of a turn.
 
     Returns: the smallest selection met; all visible units where even the mildest pruning breaks the margin.
     """
     order = {group: _ranked(scores[group], visible[group]) for group in visible}
-    keep = {group: units.clone() for group, units in visible.items()}
-    known: dict[tuple[int, ...], int] = {}
-    screened: dict[tuple[int, ...], int] = {}
+    most = {group: len(units) if group in may_empty else max(len(units) - 1, 0) for group, units in order.items()}
+    measured = _Answers(measure, visible, order)
+    screened = None if screen is None else _Answers(screen, visible, order)
+    turns = list(reversed(order))
+
+    def sweep(number: int, released: dict[str, int], *, final: bool) -> dict[str, int]:
+        """Give every group its turn, and return how many units of each are released then; `final`: as `measure` says."""
+        now = dict(released)
+        for turn, group in enumerate(turns, number * len(turns) + 1):
+            least = correct - allowed * turn // (SWEEPS * len(turns))
+            find = _bisect_if_any if sparing and number else _bisect
+            if screened is None:
+                now[group] = find(partial(measured.reach, least, now, group), now[group], most[group])
+                continue
+            found = find(partial(screened.reach, least, now, group), now[group], most[group])
+            now[group] = _go_back(partial(measured.reach, least, now, group), now[group], found) if final else found
+        return now
+
     released = dict.fromkeys(order, 0)
+    for number in range(SWEEPS):
+        found = sweep(number, released, final=not sparing)
+        if sparing and found != released and correct - measured(found) > allowed * (number + 1) // SWEEPS:
+            found = sweep(number, released, final=True)
+        released = found
+    return Selection(measured.kept(released), measured.known.get(tuple(released.values()), correct), len(measured.known))
 
-    def kept_after(group: str, n_released: int) -> Tensor:
-        units = visible[group].clone()
-        units[order[group][:n_released]] = False
-        return units
 
-    def within(answers: dict[tuple[int, ...], int], ask: Callable[[Keep], int], group: str, n_released: int, budget: int) -> bool:
-        key = tuple(n_released if other == group else n for other, n in released.items())
-        if key not in answers:
-            answers[key] = ask({**keep, group: kept_after(group, n_released)})
-        return correct - answers[key] <= budget
+class _Answers:
+    """What a measure said of networks: each is asked about once. They are known by how many units of each group are released."""
 
-    turns = [group for _ in range(SWEEPS) for group in reversed(order)]
-    for turn, group in enumerate(turns):
-        budget = allowed * (turn + 1) // len(turns)
-        low, high = released[group], len(order[group]) if group in may_empty else max(len(order[group]) - 1, 0)
-        measured = partial(within, known, measure, group, budget=budget)
-        if screen is None:
-            low = _bisect(measured, low, high)
-        else:
-            high = _bisect(partial(within, screened, screen, group, budget=budget), low, high)
-            low = _go_back(measured, low, high)
-        if low != released[group]:
-            released[group], keep[group] = low, kept_after(group, low)
-    key = tuple(released.values())
-    return Selection(keep, known.get(key, correct), len(known))
+    def __init__(self, ask: Callable[[Keep], int], visible: Keep, order: Mapping[str, Tensor]) -> None:
+        self.ask, self.visible, self.order = ask, visible, order
+        self.known: dict[tuple[int, ...], int] = {}
+
+    def __call__(self, released: Mapping[str, int]) -> int:
+        """Return the correct answers with so many units released."""
+        key = tuple(released.values())
+        if key not in self.known:
+            self.known[key] = self.ask(self.kept(released))
+        return self.known[key]
+
+    def reach(self, least: int, released: Mapping[str, int], group: str, n_released: int) -> bool:
+        """Tell whether with another number of one group's units released so many answers are correct still."""
+        return self({**released, group: n_released}) >= least
+
+    def kept(self, released: Mapping[str, int]) -> dict[str, Tensor]:
+        """Return the units that stay."""
+        keep = {group: units.clone() for group, units in self.visible.items()}
+        for group, n_released in released.items():
+            keep[group][self.order[group][:n_released]] = False
+        return keep
 
 
 def _bisect(within: Callable[[int], bool], low: int, high: int) -> int:
@@ -107,6 +132,11 @@ def _bisect(within: Callable[[int], bool], low: int, high: int) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if within(middle) else (low, middle - 1)
     return low
+
+
+def _bisect_if_any(within: Callable[[int], bool], low: int, high: int) -> int:
+    """Do as `_bisect`, but where `low + 1` is not within, that question is the only one."""
+    return _bisect(within, low + 1, high) if low < high and within(low + 1) else low
 
 
 def _go_back(within: Callable[[int], bool], low: int, high: int) -> int:

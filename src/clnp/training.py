@@ -356,15 +356,22 @@ def hardest(
 
 
 @torch.no_grad()
-def estimate_norms_(network: SplitNetwork, data: TensorExamples, kept: tuple[Tensor, ...] | None, *, channels_last: bool = False) -> None:
-    """Estimate the statistics of the pool's batch norms again, as the mean over the batches of `data`."""
+def estimate_norms_(
+    network: SplitNetwork,
+    data: TensorExamples,
+    kept: tuple[Tensor, ...] | None,
+    *,
+    channels_last: bool = False,
+    n_examples: int = ESTIMATE_EXAMPLES,
+) -> None:
+    """Estimate the statistics of the pool's batch norms again, as the mean over the batches of the first `n_examples` of `data`."""
     norms = network.norms
     if not norms:
         return
     network.eval()
     for norm in norms:
         norm.estimating, norm.n_batches = True, 0
-    n = min(len(data), ESTIMATE_EXAMPLES)
+    n = min(len(data), n_examples)
     whole = data.first(n - n % ESTIMATE_BATCH or n)
     for x, _, meets in batches(whole, kept, ESTIMATE_BATCH, network.head_bias.device, channels_last=channels_last):
         network(x, meets)

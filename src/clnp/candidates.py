@@ -1,0 +1,128 @@
+"""The networks that selection asks about: some of the units of a trained one, and what they answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from clnp.narrow import reaches
+from clnp.split import SplitNetwork, split
+from clnp.training import ESTIMATE_BATCH, ESTIMATE_EXAMPLES, estimate_norms_, hardest, narrow_kept
+
+if TYPE_CHECKING:
+    from clnp.pruning import Bar, Trial
+    from clnp.selection import Keep
+    from clnp.sources import TensorExamples
+
+SCREENED = 0.2
+"""The hardest share of the examples that pruning is judged by, on which selection bisects; the outcome is measured on all."""
+
+
+def narrowed(trial: Trial, network: SplitNetwork, keep: Tensor, *, values_kept: bool, n_estimated: int = ESTIMATE_EXAMPLES) -> SplitNetwork:
+    """Return the network of some units of another one, bool (n_units,), and of those that they read."""
+    units = trial.close(keep)
+    claimed, pool = units & network.claimed_units, units & network.pool_units
+    smaller = split(trial.wiring, trial.state, claimed, pool, trial.head, norms=trial.norms, values_kept=values_kept)
+    reestimate_(trial, smaller, n_estimated)
+    return smaller
+
+
+def reestimate_(trial: Trial, network: SplitNetwork, n_estimated: int = ESTIMATE_EXAMPLES) -> None:
+    """Estimate the pool's batch-norm statistics again, always on the same examples."""
+    if network.norms:
+        kept = trial.kept(network, "sample")
+        estimate_norms_(network, trial.data.sample, kept, channels_last=trial.config.channels_last, n_examples=n_estimated)
+
+
+@dataclass(frozen=True)
+class Hard:
+    """The examples of one kind that a network is most likely to lose: what a screen looks at.
+
+    Attributes:
+        examples: the hardest first.
+        kept: what the claimed graph of the unpruned network answers to them.
+        n_others: how many examples there are beside them.
+        least: fewer correct answers of all are too few.
+    """
+
+    examples: TensorExamples
+    kept: tuple[Tensor, ...] | None
+    n_others: int
+    least: int
+
+
+class Candidates:
+    """The networks of some units of another one, and what they answer: selection asks for the smallest that keeps the bar.
+
+    Args:
+        trial: the task; the network's rows are in its state.
+        network: whose units they have.
+        bar: what must be reached.
+        slack: how many times the margin may be spent.
+    """
+
+    def __init__(self, trial: Trial, network: SplitNetwork, bar: Bar, slack: int) -> None:
+        self.trial, self.network = trial, network
+        # With fewer correct answers a network is refused, however many fewer they are: they need not be counted to the end.
+        self.least = bar.correct - slack * bar.allowed
+        self.least_witnesses = bar.correct_witnesses - slack * bar.allowed_witnesses
+        self.refused = -len(trial.data.validation) - 1
+        looked_at = ("validation", "sample") if network.norms or len(trial.witnesses) else ("validation",)
+        self.all_kept = all(trial.kept(network, part) is not None for part in looked_at)
+        self._hard: list[Hard] | None = None
+
+    @property
+    def hard(self) -> list[Hard]:
+        """What the screen looks at: validation examples, and witnesses where there are any."""
+        if self._hard is None:
+            trial = self.trial
+            self._hard = [self._hardest(trial.data.validation, trial.kept(self.network, "validation"), self.least)]
+            if len(trial.witnesses):
+                self._hard.append(self._hardest(trial.witnesses, trial.kept_of_witnesses(self.network), self.least_witnesses))
+        return self._hard
+
+    def _hardest(self, data: TensorExamples, kept: tuple[Tensor, ...] | None, least: int) -> Hard:
+        places = hardest(self.network, data, kept, SCREENED, channels_last=self.trial.config.channels_last)
+        of_them = None if kept is None else tuple(value[places.to(value.device)] for value in kept)
+        return Hard(data.at(places.to(data.y.device)), of_them, len(data) - len(places), least)
+
+    def of(self, keep: Keep, n_estimated: int = ESTIMATE_EXAMPLES) -> SplitNetwork | None:
+        """Return the network of some units, its norms estimated on so many examples; None if nothing gets through it."""
+        self.trial.work.check()
+        units = self.trial.wiring.join(keep)
+        if not reaches(self.trial.wiring, self.trial.close(units)):
+            return None
+        return narrowed(self.trial, self.network, units, values_kept=self.all_kept, n_estimated=n_estimated)
+
+    def measure(self, keep: Keep) -> int:
+        """Count correct validation answers; a network that is refused has fewer than any other."""
+        smaller = self.of(keep)
+        if smaller is None:
+            return self.refused
+        correct = self.trial.correct(smaller, self.least)
+        # A network that validation data refuse need not be shown the witnesses.
+        if correct < self.least or self.trial.correct_witnesses(smaller, self.least_witnesses) < self.least_witnesses:
+            return self.refused
+        return correct
+
+    def screen(self, keep: Keep) -> int:
+        """Count correct answers to the hardest validation examples, as if all others were answered correctly, and look at the hardest witnesses.
+
+        It is quick rather than exact: in the precision of training, with norms estimated on a batch. `measure` has the last word.
+        """
+        looked_at = self.hard  # found as `measure` sees it: values that are kept must be float32's
+        with torch.autocast(self.trial.device.type, torch.bfloat16, enabled=self.trial.config.precision == "bfloat16"):
+            smaller = self.of(keep, ESTIMATE_BATCH)
+            if smaller is None:
+                return self.refused
+            found: list[int] = []
+            for hard in looked_at:
+                kept = narrow_kept(hard.kept, self.network, smaller)
+                correct = hard.n_others + self.trial.count(smaller, hard.examples, kept, hard.least - hard.n_others)
+                if correct < hard.least:
+                    return self.refused
+                found.append(correct)
+        return found[0]

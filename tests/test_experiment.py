@@ -18,7 +18,7 @@ from clnp.errors import CapacityError, ConfigError, DamageError, DataError, Stor
 from clnp.experiment import configure, run, said
 from clnp.methods import METHODS
 from clnp.report import read_run
-from clnp.selection import Selection
+from test_pruning import nothing_released
 
 SETTINGS = {"epochs": 3, "rounds": 1, "finetune_epochs": 1, "batch_size": 32}
 MORE = {"hat": {"epochs": 9}}  # attention takes more steps than weights
@@ -383,7 +383,7 @@ def test_a_run_of_a_version_without_a_setting_goes_on_as_if_it_had_the_default(t
 
 def test_a_full_network_ends_the_run_where_that_was_asked_for_and_fails_it_otherwise(tmp_path, monkeypatch):
     # Nothing is released: the first task takes half, and the second the rest.
-    monkeypatch.setattr("clnp.pruning.select", lambda _, visible, __, *, correct, **___: Selection(dict(visible), correct, 0))
+    monkeypatch.setattr("clnp.pruning.select", nothing_released)
     config = tiny(pool=0.5)
     with pytest.raises(CapacityError, match="cannot learn task 'digits-2'"):
         run(config, tmp_path)

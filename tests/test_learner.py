@@ -21,7 +21,7 @@ import clnp.learner
 import clnp.pruning
 import small
 from clnp.forecast import forecast
-from clnp.selection import Selection
+from test_pruning import nothing_released
 
 FAST = {"epochs": 2, "finetune_epochs": 0, "rounds": 1, "batch_size": 32, "margin": 0.05, "pool": 0.5}
 
@@ -69,7 +69,7 @@ def assert_unchanged(learner, before):
 
 @pytest.fixture
 def nothing_pruned(monkeypatch):
-    monkeypatch.setattr(clnp.pruning, "select", lambda _, visible, __, *, correct, **___: Selection(dict(visible), correct, 0))
+    monkeypatch.setattr(clnp.pruning, "select", nothing_released)
 
 
 class Pictures(Dataset):

@@ -268,37 +268,37 @@ def test_with_a_screen_the_margin_still_holds_for_what_was_measured(problem, by,
     assert correct - found.correct <= allowed
 
 
-def test_a_screen_finds_the_same_units_with_a_measurement_or_two_for_each_turn():
-    scores = {group: torch.rand(2000, generator=torch.Generator().manual_seed(1)) for group in "abc"}
-    visible = {group: torch.ones(2000, dtype=torch.bool) for group in "abc"}
+def falling(n_units, n_needed):
+    """Three groups of which so many units are needed: each one less costs an answer."""
+    scores = {group: torch.rand(n_units, generator=torch.Generator().manual_seed(1)) for group in "abc"}
+    visible = {group: torch.ones(n_units, dtype=torch.bool) for group in "abc"}
+    return scores, visible, lambda keep: 1000 - sum(max(0, n_needed - int(units.sum())) for units in keep.values())
 
-    def answers(keep):
-        return 1000 - sum(max(0, 300 - int(units.sum())) for units in keep.values())
 
+@pytest.mark.parametrize(
+    ("n_units", "n_needed", "sparing", "by", "n_measured"),
+    [
+        (2000, 300, False, 0, SWEEPS * 3),
+        (2000, 300, False, 1, SWEEPS * 3 * 2),
+        (2000, 300, False, 40, SWEEPS * 3 * 12),
+        (200, 30, True, 0, SWEEPS),
+        (200, 30, True, 1, SWEEPS + SWEEPS * 3 * 2),
+    ],
+)
+def test_a_screen_finds_the_same_units_with_a_measurement_or_two_for_each_turn_or_sweep(n_units, n_needed, sparing, by, n_measured):
+    scores, visible, answers = falling(n_units, n_needed)
     alone = select(scores, visible, answers, correct=1000, allowed=6)
-    for by, n_measured in ((0, SWEEPS * 3), (1, SWEEPS * 3 * 2), (40, SWEEPS * 3 * 12)):
-        measure = Measure(answers)
-        found = select(scores, visible, measure, correct=1000, allowed=6, screen=optimistic(measure, by))
-        assert plain(found.keep) == plain(alone.keep)
-        assert measure.n_calls <= n_measured, f"a screen that is too kind by {by}"
+    measure = Measure(answers)
+    found = select(scores, visible, measure, correct=1000, allowed=6, screen=optimistic(measure, by), sparing=sparing)
+    assert plain(found.keep) == plain(alone.keep)
+    assert measure.n_calls <= n_measured, f"a screen that is too kind by {by}"
 
 
-def test_a_sparing_search_measures_once_a_sweep_and_each_turn_only_where_that_is_refused():
-    scores = {group: torch.rand(200, generator=torch.Generator().manual_seed(1)) for group in "abc"}
-    visible = {group: torch.ones(200, dtype=torch.bool) for group in "abc"}
-
-    def answers(keep):
-        return 1000 - sum(max(0, 30 - int(units.sum())) for units in keep.values())
-
-    alone = select(scores, visible, answers, correct=1000, allowed=6)
-    for by, n_measured in ((0, SWEEPS), (1, SWEEPS + SWEEPS * 3 * 2)):
-        measure, screen = Measure(answers), optimistic(Measure(answers), by)
-        found = select(scores, visible, measure, correct=1000, allowed=6, screen=screen, sparing=True)
-        assert plain(found.keep) == plain(alone.keep)
-        assert measure.n_calls <= n_measured, f"a screen that is too kind by {by}"
-    measure, screen = Measure(answers), optimistic(Measure(answers), 0)
-    select(scores, visible, measure, correct=1000, allowed=0, screen=screen, sparing=True)
-    assert screen.n_calls <= 3 * 8 + 3, "what the first sweep left is asked about once: nothing more can go"
+def test_a_sparing_search_asks_once_about_what_the_first_sweep_left():
+    scores, visible, answers = falling(200, 30)
+    screen = Measure(answers)
+    select(scores, visible, answers, correct=1000, allowed=0, screen=screen, sparing=True)
+    assert screen.n_calls <= 3 * 8 + 3, "nothing more can go"
 
 
 def test_a_sparing_search_takes_back_what_all_examples_refuse():

@@ -22,8 +22,8 @@ import run_examples
 import search
 import speed
 import tables
-from clnp.selection import Selection
 from plans import Entry, Experiment
+from test_pruning import nothing_released
 
 ROOT = Path(__file__).parent.parent
 QUICK = {"epochs": 1, "rounds": 1, "finetune_epochs": 0, "batch_size": 64, "threads": 1}
@@ -126,7 +126,7 @@ def test_a_search_says_after_how_many_tasks_a_network_was_full(tmp_path, monkeyp
     monkeypatch.setattr(search, "SEARCHES", {"tiny": tried})
     monkeypatch.setattr(sys, "argv", ["search.py", "tiny", "--out", str(tmp_path / "found.json")])
     # Nothing is released: the tasks keep their pools.
-    monkeypatch.setattr("clnp.pruning.select", lambda _, visible, __, *, correct, **___: Selection(dict(visible), correct, 0))
+    monkeypatch.setattr("clnp.pruning.select", nothing_released)
     search.main()
     rows = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines() if line.startswith(("| all", "| half"))]
     assert sorted(rows) == ["| all, full after 1", "| half, full after 2"]

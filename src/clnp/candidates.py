@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -72,17 +73,15 @@ class Candidates:
         self.refused = -len(trial.data.validation) - 1
         looked_at = ("validation", "sample") if network.norms or len(trial.witnesses) else ("validation",)
         self.all_kept = all(trial.kept(network, part) is not None for part in looked_at)
-        self._hard: list[Hard] | None = None
 
-    @property
+    @cached_property
     def hard(self) -> list[Hard]:
         """What the screen looks at: validation examples, and witnesses where there are any."""
-        if self._hard is None:
-            trial = self.trial
-            self._hard = [self._hardest(trial.data.validation, trial.kept(self.network, "validation"), self.least)]
-            if len(trial.witnesses):
-                self._hard.append(self._hardest(trial.witnesses, trial.kept_of_witnesses(self.network), self.least_witnesses))
-        return self._hard
+        trial = self.trial
+        found = [self._hardest(trial.data.validation, trial.kept(self.network, "validation"), self.least)]
+        if len(trial.witnesses):
+            found.append(self._hardest(trial.witnesses, trial.kept_of_witnesses(self.network), self.least_witnesses))
+        return found
 
     def _hardest(self, data: TensorExamples, kept: tuple[Tensor, ...] | None, least: int) -> Hard:
         places = hardest(self.network, data, kept, SCREENED, channels_last=self.trial.config.channels_last)

@@ -66,9 +66,9 @@ def select(
         may_empty: groups of which no unit need stay: what they are a branch of goes on without it.
         screen: cheaper than `measure`, and as a rule answers nothing less. It bisects in place of `measure`, whose word is final: from
             where the screen ends, the search goes back in growing steps to what `measure` accepts.
-        sparing: for networks that are dear to ask about, with a screen: `measure` is asked at the end of a sweep and not of each turn; where it
-            refuses what the screen let pass, the sweep is made once more, with its word at the end of each turn. And where the
-            second sweep cannot release even one unit more of a group, that question is the only one of a turn.
+        sparing: for networks that are dear to ask about: where the second sweep cannot release even one unit more of a group, that question
+            is the only one of a turn. With a screen, `measure` is asked at the end of a sweep and not of each turn; where it
+            refuses what the screen let pass, the sweep is made once more, with its word at the end of each turn.
 
     Returns: the smallest selection met; all visible units where even the mildest pruning breaks the margin.
     """

@@ -203,7 +203,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             f"split-cifar100-{n_tasks}x{100 // n_tasks}",
             "resnet18-narrow",
             n_tasks,
-            {**TEN, **IMAGES, "lr": 1e-3, "batch_size": 32},
+            {**TEN, **IMAGES, "lr": 1e-3, "batch_size": 32, "label_smoothing": 0.1},
             (
                 Entry("clnp", "clnp", {"pool": stages(1 / n_tasks)}, seeds=1),
                 Entry("packnet", "packnet", {"share": 2 / n_tasks}, seeds=1),  # of what is free: it must leave something to the last task

@@ -300,6 +300,8 @@ SEARCHES: dict[str, Search] = {
             "sgd, lr 0.01": {"optimizer": "sgd", "lr": 0.01},
             # c weighs the mean over units: 0.1 presses on each of the 704 of this network about as 0.75 on each of the 4,544 of the authors' network.
             **{f"sgd, lr 0.02, strength {strength}": {"optimizer": "sgd", "lr": 0.02, "strength": strength} for strength in (0.1, 0.02)},
+            "sgd, lr 0.05, strength 0.02": {"optimizer": "sgd", "lr": 0.05, "strength": 0.02},
+            "adam, strength 0.02": {"strength": 0.02},
         },
         MIRRORED,
     ),

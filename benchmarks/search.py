@@ -289,6 +289,7 @@ SEARCHES: dict[str, Search] = {
     "cifar-si": Search("cifar10-100-mirrored", "si", 6, _values("strength", 0.03, 0.1, 0.01), MIRRORED),
     "cifar-ewc": Search("cifar10-100-mirrored", "ewc", 6, _values("strength", 100.0, 1000.0, 10.0), MIRRORED),
     "cifar-packnet": Search("cifar10-100-mirrored", "packnet", 6, _values("share", 0.15, 0.3, 0.5), MIRRORED),
+    "cifar-wsn": Search("cifar10-100-mirrored", "wsn", 6, _values("share", 0.5, 0.3, 0.7), MIRRORED),
     "cifar-hat": Search(
         "cifar10-100-mirrored",
         "hat",
@@ -351,6 +352,16 @@ SEARCHES: dict[str, Search] = {
             "0.1 of stage 4, label smoothing 0.1": {"label_smoothing": 0.1},
         },
         {**RESNET, "pool": stages(0.1)},
+    ),
+    "split-cifar100-10-hat": Search(
+        "split-cifar100-10x10",
+        "hat",
+        10,
+        {
+            f"lr {lr}, strength {strength}": {"optimizer": "sgd", "lr": lr, "strength": strength}
+            for lr, strength in ((0.02, 0.02), (0.05, 0.02), (0.05, 0.1), (0.05, 0.75))
+        },
+        {**RESNET, "label_smoothing": 0.1},
     ),
     "cifar-clnp": Search(
         "cifar10-100",

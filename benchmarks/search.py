@@ -29,7 +29,7 @@ from clnp.inputs import cut
 from clnp.methods import METHODS
 from clnp.models import MODELS, mlp
 from made import stamp
-from plans import ONE_ROUND, QUICK, ZENKE, stages
+from plans import FIFTEEN, IMAGES, ONE_ROUND, QUICK, ZENKE, stages
 from tables import fullest
 
 RESULTS = Path(__file__).parent / "results" / "search"
@@ -58,6 +58,10 @@ class Search:
 
 def _values(setting: str, *values: Any) -> dict[str, dict[str, Any]]:
     return {f"{setting} {value}": {setting: value} for value in values}
+
+
+def _sgd(lr: float, **more: Any) -> dict[str, Any]:
+    return {"optimizer": "sgd", "lr": lr, **more}
 
 
 # A dense epoch of 784-2000-2000 takes a quarter to half a minute of one core: the search has 5 epochs a task, the table twice as many.
@@ -189,7 +193,7 @@ SEARCHES: dict[str, Search] = {
         "permuted-mnist",
         "si",
         10,
-        {**_values("strength", 0.3, 1.0, 3.0, 10.0), "strength 3.0, sgd, lr 0.2": {"strength": 3.0, "optimizer": "sgd", "lr": 0.2}},
+        {**_values("strength", 0.3, 1.0, 3.0, 10.0), "strength 3.0, sgd, lr 0.2": _sgd(0.2, strength=3.0)},
         {**DENSE, "damping": 0.1},
     ),
     "permuted-mnist-superposition": Search(
@@ -198,9 +202,9 @@ SEARCHES: dict[str, Search] = {
         10,
         {
             **_values("lr", 2e-4, 5e-4, 1e-3),
-            "sgd, lr 0.05": {"optimizer": "sgd", "lr": 0.05},
-            "sgd, lr 0.2": {"optimizer": "sgd", "lr": 0.2},
-            "sgd, lr 0.5": {"optimizer": "sgd", "lr": 0.5},
+            "sgd, lr 0.05": _sgd(0.05),
+            "sgd, lr 0.2": _sgd(0.2),
+            "sgd, lr 0.5": _sgd(0.5),
         },
         DENSE,
     ),
@@ -210,8 +214,8 @@ SEARCHES: dict[str, Search] = {
         10,
         {
             **_values("strength", 0.75, 0.1),
-            "sgd, lr 0.2, batch 256": {"optimizer": "sgd", "lr": 0.2, "batch_size": 256},
-            "sgd, lr 0.05, batch 256": {"optimizer": "sgd", "lr": 0.05, "batch_size": 256},
+            "sgd, lr 0.2, batch 256": _sgd(0.2, batch_size=256),
+            "sgd, lr 0.05, batch 256": _sgd(0.05, batch_size=256),
         },
         DENSE,
     ),
@@ -264,7 +268,7 @@ SEARCHES: dict[str, Search] = {
         10,
         {
             **_values("strength", 0.1, 0.75, 2.0),
-            **{f"sgd, lr 0.2, strength {strength}": {"optimizer": "sgd", "lr": 0.2, "strength": strength} for strength in (0.75, 0.1, 2.0)},
+            **{f"sgd, lr 0.2, strength {strength}": _sgd(0.2, strength=strength) for strength in (0.75, 0.1, 2.0)},
         },
         SMALL,
         "mlp-100",
@@ -295,13 +299,13 @@ SEARCHES: dict[str, Search] = {
         "hat",
         6,
         {
-            "sgd, lr 0.05": {"optimizer": "sgd", "lr": 0.05},
-            "sgd, lr 0.02": {"optimizer": "sgd", "lr": 0.02},
+            "sgd, lr 0.05": _sgd(0.05),
+            "sgd, lr 0.02": _sgd(0.02),
             "adam": {},
-            "sgd, lr 0.01": {"optimizer": "sgd", "lr": 0.01},
+            "sgd, lr 0.01": _sgd(0.01),
             # c weighs the mean over units: 0.1 presses on each of the 704 of this network about as 0.75 on each of the 4,544 of the authors' network.
-            **{f"sgd, lr 0.02, strength {strength}": {"optimizer": "sgd", "lr": 0.02, "strength": strength} for strength in (0.1, 0.02)},
-            "sgd, lr 0.05, strength 0.02": {"optimizer": "sgd", "lr": 0.05, "strength": 0.02},
+            **{f"sgd, lr 0.02, strength {strength}": _sgd(0.02, strength=strength) for strength in (0.1, 0.02)},
+            "sgd, lr 0.05, strength 0.02": _sgd(0.05, strength=0.02),
             "adam, strength 0.02": {"strength": 0.02},
         },
         MIRRORED,
@@ -323,8 +327,8 @@ SEARCHES: dict[str, Search] = {
         "cifar10-100-mirrored",
         "clnp",
         6,
-        {f"{share} of conv2_*": {"pool": {"dense": 100, "conv2_*": share, "*": "all"}} for share in (0.75, 0.85)},
-        {**MIRRORED, "epochs": 9, "finetune_epochs": 6, **ZENKE},
+        {f"{share} of conv2_*": {"pool": {"conv2_*": share, **ZENKE["pool"]}} for share in (0.75, 0.85)},
+        {**FIFTEEN, **IMAGES, **ZENKE},
     ),
     # Narrow early layers: what the first task leaves of them is too little for any other.
     "split-cifar100-clnp": Search(
@@ -358,7 +362,7 @@ SEARCHES: dict[str, Search] = {
         "hat",
         10,
         {
-            f"lr {lr}, strength {strength}": {"optimizer": "sgd", "lr": lr, "strength": strength}
+            f"lr {lr}, strength {strength}": _sgd(lr, strength=strength)
             for lr, strength in ((0.02, 0.02), (0.05, 0.02), (0.05, 0.1), (0.05, 0.75))
         },
         {**RESNET, "label_smoothing": 0.1},

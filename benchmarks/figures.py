@@ -22,7 +22,7 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from plans import ABLATIONS, EXPERIMENTS
-from tables import Rows, Run, claimed_so_far, forecasts, found, full_after, fullest, mean
+from tables import Rows, Run, claimed_in_the_end, claimed_so_far, forecasts, found, full_after, fullest, mean, of_margins
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -119,13 +119,21 @@ def long_run(run: Run) -> Figure:
     return figure
 
 
-def two_scales(axes: Axes, x: list[float], rows: list[list[Run]], *, logarithmic: bool = False) -> Axes:
-    """Draw accuracy (left) and the fullest layer (right) over a setting's values; return the right scale."""
+def two_scales(
+    axes: Axes,
+    x: list[float],
+    rows: list[list[Run]],
+    *,
+    room: Callable[[list[Run]], float] = full,
+    named: str = "fullest layer",
+    logarithmic: bool = False,
+) -> Axes:
+    """Draw accuracy (left) and how full some layer is (right) over a setting's values; return the right scale."""
     other = axes.twinx()
     other.grid(visible=False)
     other.spines["right"].set_visible(True)
     axes.plot(x, [average(runs) for runs in rows], "o-", color=COLOURS[0])
-    other.plot(x, [full(runs) for runs in rows], "s--", color=COLOURS[1])
+    other.plot(x, [room(runs) for runs in rows], "s--", color=COLOURS[1])
     for scale, colour, decimals in ((axes, COLOURS[0], 1), (other, COLOURS[1], 0)):
         scale.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=decimals))
         scale.tick_params(axis="y", colors=colour)
@@ -134,7 +142,7 @@ def two_scales(axes: Axes, x: list[float], rows: list[list[Run]], *, logarithmic
         axes.set_xticks(x, [f"{value:g}" for value in x], rotation=60)
         axes.minorticks_off()
     axes.set_ylabel("average accuracy", color=COLOURS[0])
-    other.set_ylabel("fullest layer", color=COLOURS[1])
+    other.set_ylabel(named, color=COLOURS[1])
     return other
 
 
@@ -147,10 +155,15 @@ def span(values: list[float]) -> tuple[float, float]:
 def margins(rows: Rows) -> Figure:
     """Draw what the margin costs and what it leaves: graceful forgetting."""
     figure, axes = plt.subplots(figsize=(6.0, 3.4), layout="constrained")
-    points = {runs[0]["config"]["learn"]["margin"]: runs for label, runs in rows.items() if label == "clnp" or "margin" in label}
-    x = sorted(points)
-    two_scales(axes, x, [points[margin] for margin in x])
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    points = of_margins(rows)
+    last = list(next(iter(points.values()))[0]["capacity"])[-1]
+
+    def claimed_of_last(runs: list[Run]) -> float:
+        return mean([claimed_in_the_end(run["capacity"])[last] for run in runs])
+
+    two_scales(axes, list(points), list(points.values()), room=claimed_of_last, named=f"claimed of '{last}'")
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+    axes.set_xticks(list(points))
     axes.set(xlabel="margin", title="What a margin costs, and the room that it leaves")
     return figure
 

@@ -330,6 +330,17 @@ SEARCHES: dict[str, Search] = {
         {f"{share} of conv2_*": {"pool": {"conv2_*": share, **ZENKE["pool"]}} for share in (0.75, 0.85)},
         {**FIFTEEN, **IMAGES, **ZENKE},
     ),
+    # A margin leaves dense units free for no accuracy: what more of them are worth to each task.
+    "cifar-clnp-dense": Search(
+        "cifar10-100-mirrored",
+        "clnp",
+        6,
+        {
+            f"{size} of dense, margin {margin}": {"pool": {"dense": size, "*": "all"}, "margin": margin}
+            for size, margin in ((200, 0.02), ("all", 0.02))
+        },
+        {**FIFTEEN, **IMAGES, **ZENKE},
+    ),
     # Narrow early layers: what the first task leaves of them is too little for any other.
     "split-cifar100-clnp": Search(
         "split-cifar100-10x10",

@@ -253,6 +253,41 @@ def layers(runs: list[Run]) -> str:
     return markdown(head.split("|"), lines)
 
 
+def of_margins(rows: Mapping[str, list[Run]]) -> dict[float, list[Run]]:
+    """Return the runs of `clnp` as it is and with other margins, by margin: the rows that differ in nothing else."""
+    found_at = {
+        runs[0]["config"]["learn"]["margin"]: runs for label, runs in rows.items() if label == "clnp" or label.startswith("clnp, margin")
+    }
+    return dict(sorted(found_at.items()))
+
+
+def margins(rows: Mapping[str, list[Run]]) -> str:
+    """Return what each margin costs, and the units that it leaves in the last layer, which fills up, and before it."""
+    lines: list[list[object]] = []
+    for margin, runs in of_margins(rows).items():
+        last = list(runs[0]["capacity"])[-1]
+        first = mean([run["accuracy_matrix"][-1][0] for run in runs])
+        others = mean([mean(run["accuracy_matrix"][-1][1:]) for run in runs])
+        claimed = [[run["capacity"][last]["claimed"][task] for task in run["tasks"]] for run in runs]
+        left = [{group: units["free"] for group, units in run["capacity"].items()} for run in runs]
+        lines.append(
+            [
+                f"{100 * margin:g} %",
+                spread([run["average_accuracy"] for run in runs]),
+                f"{100 * first:.2f}",
+                f"{100 * others:.2f}",
+                f"{mean([row[0] for row in claimed]):.0f}",
+                f"{mean([mean(row[1:]) for row in claimed]):.0f}",
+                f"{mean([free[last] for free in left]):.0f}",
+                f"{mean([sum(free.values()) - free[last] for free in left]):.0f}",
+                len(runs),
+            ]
+        )
+    last = list(next(iter(rows.values()))[0]["capacity"])[-1]
+    head = f"margin|average accuracy, %|first task|mean of the others|units of {last} claimed by the first task|by each other|{last} units free in the end|free in all other layers|seeds"
+    return markdown(head.split("|"), lines)
+
+
 def changes(name: str) -> str:
     """Return what each change does beside the first row: difference over the seeds that both have, and what is claimed of each layer."""
     rows = found(name)
@@ -368,6 +403,7 @@ def show(name: str) -> dict[str, str]:
     if name == "cifar":
         places = {"layers": "clnp", "wide layers": "clnp, twice as wide"}
         tables |= {"per task": per_task(name)} | {place: layers(rows[label]) for place, label in places.items() if label in rows}
+        tables |= {"margins": margins(rows)} if len(of_margins(rows)) > 1 else {}
         tables |= {"beside alone": beside} if (beside := beside_alone(name)) else {}
     if name == "mixed":
         tables |= {"orders": orders(name)}

@@ -63,6 +63,7 @@ FLOORS = {
     "work": 3,
     "advice": 3,
     "candidates": 3,
+    "recall": 3,
     "pruning": 3,
     "room": 3,
     "heads": 3,
@@ -111,6 +112,11 @@ NEIGHBOURS = {
     ("narrow", "emit"),
     ("advice", "training"),
     ("candidates", "narrow"),
+    ("candidates", "recall"),
+    ("recall", "emit"),
+    ("recall", "layers"),
+    ("recall", "narrow"),
+    ("recall", "split"),  # its types alone
     ("candidates", "pruning"),  # its types alone
     ("candidates", "split"),
     ("candidates", "training"),

@@ -8,18 +8,20 @@ import pytest
 import torch
 from torch import nn
 
-from clnp.importance import CRITERIA, Activity
+from clnp.importance import CRITERIA, READS, Activity
 from clnp.measuring import activities
 from clnp.sources import TensorExamples
 from clnp.split import Head
 from clnp.wiring import trace
 
 HAND = Activity(
-    mean_abs=torch.tensor([2.0, 0.0, 3.0]),
-    firing=torch.tensor([0.5, 0.0, 1.0]),
-    std=torch.tensor([1.0, 0.0, 0.0]),
+    {
+        "mean_abs": torch.tensor([2.0, 0.0, 3.0]),
+        "firing": torch.tensor([0.5, 0.0, 1.0]),
+        "std": torch.tensor([1.0, 0.0, 0.0]),
+        "taylor": torch.tensor([0.25, 0.0, 0.5]),
+    },
     outgoing=torch.tensor([3.0, 5.0, 2.0]),
-    taylor=torch.tensor([0.25, 0.0, 0.5]),
 )
 EXPECTED = {
     "activity": [2.0, 0.0, 3.0],
@@ -44,7 +46,7 @@ def measured(network, head, x):
     data = TensorExamples(x, torch.zeros(len(x), dtype=torch.long))
     scores = {name: torch.zeros(wiring.n_units) for name in CRITERIA}
     for units, activity in activities(
-        wiring, network.state_dict(), everything, Head(head, torch.zeros(3)), data, everything, gradients=True
+        wiring, network.state_dict(), everything, Head(head, torch.zeros(3)), data, everything, moments=list(HAND.moments)
     ):
         for name, criterion in CRITERIA.items():
             scores[name][units] = criterion(activity)
@@ -63,6 +65,13 @@ def test_the_table_is_the_one_of_the_issue():
 @pytest.mark.parametrize("name", CRITERIA)
 def test_a_criterion_computes_what_its_name_says(name):
     assert CRITERIA[name](HAND).tolist() == EXPECTED[name]
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_a_criterion_reads_the_moment_that_the_table_says(name):
+    """No other is measured for it when a task is pruned."""
+    alone = Activity({READS[name]: HAND.moments[READS[name]]}, HAND.outgoing)
+    assert CRITERIA[name](alone).tolist() == EXPECTED[name]
 
 
 @pytest.mark.parametrize("name", CRITERIA)

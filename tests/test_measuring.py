@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from clnp.importance import READS
 from clnp.measuring import activities
 from clnp.sources import TensorExamples
 from clnp.split import Head
@@ -27,11 +28,11 @@ def naive_activities(net, x):
     return [(a.abs().mean(0), (a != 0).float().mean(0), a.std(0, correction=0)) for a in both]
 
 
-def measured(net, x, visible, free, head, y=None, **how):
+def measured(net, x, visible, free, head, y=None, moments=("mean_abs", "firing", "std"), **how):
     wiring = trace(net, x[:2])
     state = {k: v.detach() for k, v in state_of(net).items()}
     y = torch.zeros(len(x), dtype=torch.long) if y is None else y
-    return activities(wiring, state, visible, Head(head, torch.zeros(len(head))), TensorExamples(x, y), free, **how)
+    return activities(wiring, state, visible, Head(head, torch.zeros(len(head))), TensorExamples(x, y), free, moments=moments, **how)
 
 
 def test_activities_are_means_over_examples_and_positions(data):
@@ -40,7 +41,7 @@ def test_activities_are_means_over_examples_and_positions(data):
     found = measured(net, data.x, everything, everything, torch.ones(3, 20))
     assert [units.tolist() for units, _ in found] == [list(range(6)), list(range(6, 11))]
     for (_, activity), expected in zip(found, naive_activities(net, data.x), strict=True):
-        for value, wanted in zip((activity.mean_abs, activity.firing, activity.std), expected, strict=True):
+        for value, wanted in zip((activity.moments[moment] for moment in ("mean_abs", "firing", "std")), expected, strict=True):
             assert torch.allclose(value, wanted, rtol=1e-3, atol=1e-5)
 
 
@@ -63,7 +64,7 @@ def test_every_example_counts_the_same():
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2, bias=False))
     net[1].weight.data.fill_(1)
     ((_, activity),) = measured(net, x, torch.ones(2, dtype=torch.bool), torch.ones(2, dtype=torch.bool), torch.ones(3, 2))
-    assert torch.allclose(activity.mean_abs, net(x).abs().mean(0), rtol=1e-3)
+    assert torch.allclose(activity.moments["mean_abs"], net(x).abs().mean(0), rtol=1e-3)
 
 
 class Attends(nn.Module):
@@ -111,13 +112,34 @@ def test_taylor_is_the_change_of_the_loss_with_a_gate_before_the_unit(kind):
         expected = slope_of_gates(net.into, rest, head, x, y)
     wiring = trace(net, x[:2])
     everything = torch.ones(wiring.n_units, dtype=torch.bool)
-    found = measured(net, x, everything, everything, head, y, gradients=True)
+    found = measured(net, x, everything, everything, head, y, moments=["taylor"])
     units, activity = next((units, activity) for units, activity in found if 0 in units)
     assert units.tolist()[: len(expected)] == list(range(len(expected)))
-    assert torch.allclose(activity.taylor, expected, rtol=1e-3, atol=1e-6)
+    assert torch.allclose(activity.moments["taylor"], expected, rtol=1e-3, atol=1e-6)
     assert expected.min() > 0
 
 
-def test_gradients_are_not_taken_unless_asked_for(data):
+@pytest.mark.parametrize("moment", sorted(set(READS.values())))
+def test_nothing_is_measured_but_what_is_asked_for(data, moment):
+    """And it is what it would be beside the others."""
+    net, head, everything, y = trunk(), torch.randn(3, 20), torch.ones(11, dtype=torch.bool), torch.arange(N) % 3
+    alone = measured(net, data.x, everything, everything, head, y, moments=[moment])
+    beside = measured(net, data.x, everything, everything, head, y, moments=sorted(set(READS.values())))
+    for (_, activity), (_, other) in zip(alone, beside, strict=True):
+        assert list(activity.moments) == [moment]
+        assert torch.allclose(activity.moments[moment], other.moments[moment], rtol=1e-5, atol=1e-7)
+
+
+def test_gradients_are_not_taken_unless_asked_for(data, monkeypatch):
     everything = torch.ones(11, dtype=torch.bool)
-    assert all(activity.taylor is None for _, activity in measured(trunk(), data.x, everything, everything, torch.ones(3, 20)))
+    monkeypatch.setattr(torch.autograd, "grad", None)
+    assert measured(trunk(), data.x, everything, everything, torch.ones(3, 20))
+    with pytest.raises(TypeError):
+        measured(trunk(), data.x, everything, everything, torch.ones(3, 20), moments=["taylor"])
+
+
+def test_the_memory_format_of_images_changes_no_moment(data):
+    net, everything = trunk(), torch.ones(11, dtype=torch.bool)
+    found = {how: measured(net, data.x, everything, everything, torch.ones(3, 20), channels_last=how) for how in (False, True)}
+    for (_, one), (_, other) in zip(found[False], found[True], strict=True):
+        assert torch.allclose(one.moments["mean_abs"], other.moments["mean_abs"], rtol=1e-4, atol=1e-6)

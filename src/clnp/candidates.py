@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from clnp.narrow import reaches
+from clnp.recall import Memory, recalling
 from clnp.split import SplitNetwork, split
 from clnp.training import ESTIMATE_BATCH, ESTIMATE_EXAMPLES, estimate_norms_, hardest, narrow_kept
 
@@ -20,13 +21,25 @@ if TYPE_CHECKING:
 
 SCREENED = 0.2
 """The hardest share of the examples that pruning is judged by, on which selection bisects; the outcome is measured on all."""
+RECALLED = 1 / 8
+"""The share of `memory_limit` that what is recalled of the candidate before may take, once for the screen and once for what is measured."""
 
 
-def narrowed(trial: Trial, network: SplitNetwork, keep: Tensor, *, values_kept: bool, n_estimated: int = ESTIMATE_EXAMPLES) -> SplitNetwork:
-    """Return the network of some units of another one, bool (n_units,), and of those that they read."""
+def narrowed(
+    trial: Trial,
+    network: SplitNetwork,
+    keep: Tensor,
+    *,
+    values_kept: bool,
+    n_estimated: int = ESTIMATE_EXAMPLES,
+    memory: Memory | None = None,
+) -> SplitNetwork:
+    """Return the network of some units of another one, bool (n_units,), and of those that they read; what it shares with the one before it comes from memory."""
     units = trial.close(keep)
     claimed, pool = units & network.claimed_units, units & network.pool_units
     smaller = split(trial.wiring, trial.state, claimed, pool, trial.head, norms=trial.norms, values_kept=values_kept)
+    if memory is not None:
+        memory.watch(smaller)
     reestimate_(trial, smaller, n_estimated)
     return smaller
 
@@ -35,7 +48,8 @@ def reestimate_(trial: Trial, network: SplitNetwork, n_estimated: int = ESTIMATE
     """Estimate the pool's batch-norm statistics again, always on the same examples."""
     if network.norms:
         kept = trial.kept(network, "sample")
-        estimate_norms_(network, trial.data.sample, kept, channels_last=trial.config.channels_last, n_examples=n_estimated)
+        with recalling(network, "sample", estimates=True):
+            estimate_norms_(network, trial.data.sample, kept, channels_last=trial.config.channels_last, n_examples=n_estimated)
 
 
 @dataclass(frozen=True)
@@ -73,6 +87,16 @@ class Candidates:
         self.refused = -len(trial.data.validation) - 1
         looked_at = ("validation", "sample") if network.norms or len(trial.witnesses) else ("validation",)
         self.all_kept = all(trial.kept(network, part) is not None for part in looked_at)
+        n_estimated = ESTIMATE_EXAMPLES if network.norms else 0
+        self.memory = self._memory(n_estimated + len(trial.data.validation) + len(trial.witnesses))
+
+    def _memory(self, n_examples: int) -> Memory:
+        return Memory(self.trial.config.memory_limit * 2**20 * RECALLED / max(n_examples, 1))
+
+    @cached_property
+    def hard_memory(self) -> Memory:
+        """What the screen recalls."""
+        return self._memory(ESTIMATE_BATCH + sum(len(hard.examples) for hard in self.hard))
 
     @cached_property
     def hard(self) -> list[Hard]:
@@ -88,24 +112,25 @@ class Candidates:
         of_them = None if kept is None else tuple(value[places.to(value.device)] for value in kept)
         return Hard(data.at(places.to(data.y.device)), of_them, len(data) - len(places), least)
 
-    def of(self, keep: Keep, n_estimated: int = ESTIMATE_EXAMPLES) -> SplitNetwork | None:
+    def of(self, keep: Keep, memory: Memory, n_estimated: int = ESTIMATE_EXAMPLES) -> SplitNetwork | None:
         """Return the network of some units, its norms estimated on so many examples; None if nothing gets through it."""
         self.trial.work.check()
         units = self.trial.wiring.join(keep)
         if not reaches(self.trial.wiring, self.trial.close(units)):
             return None
-        return narrowed(self.trial, self.network, units, values_kept=self.all_kept, n_estimated=n_estimated)
+        return narrowed(self.trial, self.network, units, values_kept=self.all_kept, n_estimated=n_estimated, memory=memory)
 
     def measure(self, keep: Keep) -> int:
         """Count correct validation answers; a network that is refused has fewer than any other."""
-        smaller = self.of(keep)
+        smaller = self.of(keep, self.memory)
         if smaller is None:
             return self.refused
-        correct = self.trial.correct(smaller, self.least)
-        # A network that validation data refuse need not be shown the witnesses.
-        if correct < self.least or self.trial.correct_witnesses(smaller, self.least_witnesses) < self.least_witnesses:
+        with recalling(smaller, "validation"):
+            correct = self.trial.correct(smaller, self.least)
+        if correct < self.least:  # it need not be shown the witnesses
             return self.refused
-        return correct
+        with recalling(smaller, "witnesses"):
+            return correct if self.trial.correct_witnesses(smaller, self.least_witnesses) >= self.least_witnesses else self.refused
 
     def screen(self, keep: Keep) -> int:
         """Count correct answers to the hardest validation examples, as if all others were answered correctly, and look at the hardest witnesses.
@@ -114,13 +139,14 @@ class Candidates:
         """
         looked_at = self.hard  # found as `measure` sees it: values that are kept must be float32's
         with torch.autocast(self.trial.device.type, torch.bfloat16, enabled=self.trial.config.precision == "bfloat16"):
-            smaller = self.of(keep, ESTIMATE_BATCH)
+            smaller = self.of(keep, self.hard_memory, ESTIMATE_BATCH)
             if smaller is None:
                 return self.refused
             found: list[int] = []
-            for hard in looked_at:
+            for number, hard in enumerate(looked_at):
                 kept = narrow_kept(hard.kept, self.network, smaller)
-                correct = hard.n_others + self.trial.count(smaller, hard.examples, kept, hard.least - hard.n_others)
+                with recalling(smaller, f"hard-{number}"):
+                    correct = hard.n_others + self.trial.count(smaller, hard.examples, kept, hard.least - hard.n_others)
                 if correct < hard.least:
                     return self.refused
                 found.append(correct)

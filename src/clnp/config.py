@@ -95,7 +95,11 @@ class LearnConfig(BaseModel):
     contexts: Literal["binary", "complex", "rotation"] = Field("binary", description="superposition: what tells its networks apart")
     device: str = Field("cpu", description="where to train: cpu, cuda, cuda:1, mps")
     threads: int | None = Field(None, ge=1, le=1024, description="torch threads; None leaves them as they are")
-    memory_limit: int = Field(4096, ge=0, description="MB that kept outputs of claimed units may take; beyond, they are computed anew")
+    memory_limit: int = Field(
+        4096,
+        ge=0,
+        description="MB that kept outputs of claimed units may take, and a quarter as much those of the network that selection asked before; what does not fit is computed anew",
+    )
 
     def __init__(self, **settings: Any) -> None:
         """Validate the settings and say in one line what is wrong with the first that cannot work."""

@@ -17,8 +17,9 @@ from clnp.training import EVALUATION_BATCH, batches
 from clnp.wiring.labels import varying
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
+    from clnp.importance import Moment
     from clnp.kinds import Part
     from clnp.sources import TensorExamples
     from clnp.split import Head
@@ -34,7 +35,8 @@ def activities(
     owner_free: Tensor,
     norms: Sequence[Part] = (),
     *,
-    gradients: bool = False,
+    moments: Collection[Moment],
+    channels_last: bool = False,
 ) -> list[tuple[Tensor, Activity]]:
     """Measure what each layer reads, over examples and positions, in the network of the visible units.
 
@@ -46,7 +48,8 @@ def activities(
         data: examples to measure on.
         owner_free: bool (n_units,): the units whose rows the task trains; only their weights count as outgoing.
         norms: for norms over units, what is normalised over what.
-        gradients: measure how the loss depends on each unit as well, at the price of a backward pass.
+        moments: what to measure. `taylor`, how the loss depends on each unit, costs a backward pass.
+        channels_last: whether images pass through in that memory format, as in training.
 
     Returns: for each place where units are read, the units (k,) and their `Activity`.
     """
@@ -56,14 +59,15 @@ def activities(
     everyone = with_everyone(visible)
     features = positions(everyone, wiring.features).to(head.weight.device)
     network = narrow(wiring, state, visible, norms=norms, outputs=[*reads, wiring.graph.output], moved=False).eval()
+    gradients = "taylor" in moments
     if gradients:  # every value depends on a weight or an input that asks for one, and so has a slope
         network.requires_grad_()
         for name, buffer in network.named_buffers():  # what the user froze
             buffer.requires_grad_(buffer.is_floating_point() and not name.endswith(("running_mean", "running_var")))
     dims = [wiring.graph.batch_dim(wiring.node(name)) or 0 for name in reads]
-    sums: list[list[Tensor]] = []
+    sums: list[dict[str, Tensor]] = []
     n = 0
-    for x, y, _ in batches(data, None, EVALUATION_BATCH // 2, head.weight.device):
+    for x, y, _ in batches(data, None, EVALUATION_BATCH // 2, head.weight.device, channels_last=channels_last):
         stopping.check()
         with torch.set_grad_enabled(gradients):
             *values, output = network(*(part.detach().requires_grad_(gradients and part.is_floating_point()) for part in parts(x)))
@@ -74,42 +78,47 @@ def activities(
             slopes = list(torch.autograd.grad(loss, values, allow_unused=True, materialize_grads=True))
         n_examples = length(x)
         found = [
-            [
-                part * n_examples
-                for part in _moments(value.detach().movedim(dim, 0), slope if slope is None else slope.movedim(dim, 0), wiring, name)
-            ]
+            _means(value.detach().movedim(dim, 0), slope if slope is None else slope.movedim(dim, 0), wiring, name, moments)
             for value, slope, dim, name in zip(values, slopes, dims, reads, strict=True)
-        ]  # every example counts the same
-        sums = found if not sums else [[a + b for a, b in zip(old, new, strict=True)] for old, new in zip(sums, found, strict=True)]
+        ]
+        found = [{key: mean * n_examples for key, mean in means.items()} for means in found]  # every example counts the same
+        sums = found if not sums else [{key: old[key] + new[key] for key in old} for old, new in zip(sums, found, strict=True)]
         n += n_examples
     measured: list[tuple[Tensor, Activity]] = []
-    for name, moments in zip(reads, sums, strict=True):
+    for name, means in zip(reads, sums, strict=True):
         labels = moved_labels(wiring, name).flatten()
         units, inverse = torch.unique(labels[positions(everyone, labels)], return_inverse=True)
         inverse = inverse.to(head.weight.device)
         count = torch.bincount(inverse)
-        absolute, firing, first, second, *taylor = (
-            (torch.zeros(len(units), dtype=torch.float32, device=inverse.device).index_add_(0, inverse, part / n) / count).cpu()
-            for part in moments
-        )
+        of_units = {
+            key: (torch.zeros(len(units), dtype=torch.float32, device=inverse.device).index_add_(0, inverse, mean / n) / count).cpu()
+            for key, mean in means.items()
+        }
+        if "std" in moments:
+            of_units["std"] = (of_units["square"] - of_units["mean"] ** 2).clamp(min=0).sqrt()
         real = units >= 0
         outgoing = _outgoing(wiring, state, head.weight, name, owner_free & visible, units).cpu()
-        std = (second - first**2).clamp(min=0).sqrt()
-        measured.append((units[real], Activity(absolute[real], firing[real], std[real], outgoing[real], *(part[real] for part in taylor))))
+        measured.append((units[real], Activity({moment: of_units[moment][real] for moment in moments}, outgoing[real])))
     return measured
 
 
-def _moments(value: Tensor, slope: Tensor | None, wiring: Wiring, name: str) -> list[Tensor]:
-    """Return the means of |a|, a != 0, a and a^2 over all dimensions but that of the units, and of |sum a g| over examples: each (k,)."""
+def _means(value: Tensor, slope: Tensor | None, wiring: Wiring, name: str, moments: Collection[Moment]) -> dict[str, Tensor]:
+    """Return the means, over all dimensions but that of the units, that some moments are made of, and of |sum a g| over examples: each (k,)."""
     dims = varying(moved_labels(wiring, name))
     value = value.float()  # under autocast it may be half precision
     flat = value.transpose(0, dims[0]).flatten(1) if dims else value.reshape(1, -1)  # (k, B * positions)
-    moments = [flat.abs().mean(1), (flat != 0).float().mean(1), flat.mean(1), flat.square().mean(1)]
+    means: dict[str, Tensor] = {}
+    if "mean_abs" in moments:
+        means["mean_abs"] = flat.abs().mean(1)
+    if "firing" in moments:
+        means["firing"] = (flat != 0).float().mean(1)
+    if "std" in moments:
+        means["mean"], means["square"] = flat.mean(1), flat.square().mean(1)
     if slope is not None:
         effect = value * slope
         effect = effect.movedim(dims[0], 1) if dims else effect.unsqueeze(1)  # (B, k, ...)
-        moments.append(effect.reshape(*effect.shape[:2], -1).sum(2).abs().mean(0))
-    return moments
+        means["taylor"] = effect.reshape(*effect.shape[:2], -1).sum(2).abs().mean(0)
+    return means
 
 
 def _outgoing(wiring: Wiring, state: Mapping[str, Tensor], head_weight: Tensor, name: str, rows_of: Tensor, units: Tensor) -> Tensor:

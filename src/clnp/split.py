@@ -60,7 +60,7 @@ class SplitNetwork(nn.Module):
         self.claimed_units = claimed_units
         self.pool_units = pool_units
         self.claimed = claimed
-        self.pool = pool
+        self.pool: nn.Module = pool
         self.meets: tuple[str, ...] = ()
         self.pieces: list[Piece] = []
 

@@ -1,0 +1,281 @@
+"""What is recalled of the network before is what would be computed, to the bit; and it is not computed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import clnp
+import clnp.candidates
+import clnp.pruning
+import clnp.training
+import small
+from clnp.layers import Noise, PoolNorm
+from clnp.narrow import moved_labels
+from clnp.recall import Memory, Recalled, _of_module, keys_of, recalling
+from clnp.split import Head, split
+from clnp.wiring import trace
+from clnp.wiring.graph import MASK
+from test_narrow import READERS, state_of
+from test_pruning import Watch, learn, new, nothing_released
+from test_split import PARTS, Case
+
+TURNS = 5
+
+
+def asked(visible):
+    """Networks as selection asks about them: groups take turns from the last to the first, and after a turn some units of its group are gone."""
+    generator = torch.Generator().manual_seed(0)
+    now = {group: units.clone() for group, units in visible.items()}
+    for group in reversed(visible):
+        for n in range(TURNS):
+            lost = torch.randperm(len(visible[group]), generator=generator)[: 1 + len(visible[group]) * n // 8]
+            keep = {name: units.clone() for name, units in now.items()}
+            keep[group][lost] = False
+            yield keep
+        now = keep
+
+
+def inside_selection(monkeypatch, name, look, **settings):
+    """Learn two tasks, and a third, of whose selection nothing is done but to call look(its candidates, the visible units)."""
+    monkeypatch.setattr(clnp.training, "EVALUATION_BATCH", 25)  # several batches, the last of them smaller
+    monkeypatch.setattr(clnp.training, "ESTIMATE_BATCH", 50)
+    monkeypatch.setattr(clnp.pruning, "EVIDENCE", 100)  # witnesses are asked, too
+    settings = {"margin": 0.9, "epochs": 1, "rounds": 1, "finetune_epochs": 0, **settings}
+    learner = new(name)
+    for number in (0, 1):
+        learn(learner, Watch(monkeypatch, number), f"task {number}", **settings)
+
+    def select(scores, visible, measure, **others):
+        look(measure.__self__, visible)
+        return nothing_released(scores, visible, measure, **others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(clnp.pruning, "select", select)
+        learn(learner, Watch(monkeypatch, 2), "last", **settings)
+
+
+def everything_of(monkeypatch, candidates, visible, *, recall=True, between=lambda candidates: None):
+    """Ask about networks: every logit and the statistics of all norms, and how many batches went through a norm."""
+    seen, n_normed = [], 0
+    answers, narrowed, norm = clnp.training.answers, clnp.candidates.narrowed, PoolNorm.forward
+
+    def noted(*args, **named):
+        for logits, y in answers(*args, **named):
+            seen.append(logits.clone())
+            yield logits, y
+
+    def built(*args, **named):
+        network = narrowed(*args, **named)
+        assert isinstance(network.pool, Recalled) == recall
+        seen.extend(statistic.clone() for norm in network.norms for statistic in (norm.mean, norm.var))
+        return network
+
+    def normed(self, x):
+        nonlocal n_normed
+        n_normed += 1
+        return norm(self, x)
+
+    with monkeypatch.context() as patch:
+        if not recall:
+            patch.setattr(Memory, "watch", lambda self, network: None)
+        candidates.screen(visible)  # which examples are the hardest is found once
+        patch.setattr(clnp.training, "answers", noted)
+        patch.setattr(clnp.candidates, "narrowed", built)
+        patch.setattr(PoolNorm, "forward", normed)
+        for keep in asked(visible):
+            for ask in (candidates.screen, candidates.measure):
+                seen.append(torch.tensor(float(ask(keep))))
+                between(candidates)
+    return seen, n_normed
+
+
+def same(one, other):
+    return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+HALF, NO_ROOM = {"precision": "bfloat16", "channels_last": True}, {"memory_limit": 0}
+CASES = [("vgg", {}), ("vgg", HALF), ("vgg", NO_ROOM), ("resnet", HALF), ("resnet", {}), ("resnet", NO_ROOM), ("mlp", {}), ("mlp", HALF)]
+
+
+@pytest.mark.parametrize(("name", "settings"), small.sampled(CASES), ids=str)
+def test_what_is_recalled_is_what_would_be_computed(monkeypatch, name, settings):
+    found = []
+
+    def look(candidates, visible):
+        anew = everything_of(monkeypatch, candidates, visible, recall=False)
+        found.append((everything_of(monkeypatch, candidates, visible), anew))
+
+    inside_selection(monkeypatch, name, look, **settings)
+    (((recalled, n_recalled), (computed, n_computed)),) = found
+    assert len(computed) > 100
+    assert same(recalled, computed)
+    if name == "mlp":
+        assert n_recalled == n_computed == 0
+    elif settings.get("memory_limit") == 0:
+        assert n_recalled == n_computed, "nothing may be kept"
+    else:
+        assert n_recalled < 0.75 * n_computed
+
+
+def test_what_lies_before_a_group_is_not_computed_again(monkeypatch):
+    """The small VGG has a norm behind each of its three groups: of these, the last has one behind it, the first has all."""
+    counts = []
+
+    def look(candidates, visible):
+        pool = candidates.trial.wiring.split(candidates.network.pool_units)
+        for group in (*reversed(visible),):
+            for n_lost in (1, 2, 3):
+                keep = {name: units.clone() for name, units in visible.items()}
+                keep[group][pool[group].nonzero()[:n_lost, 0]] = False
+                n_normed.clear()
+                candidates.measure(keep)
+                counts.append(len(n_normed))
+
+    norm, n_normed = PoolNorm.forward, []
+    monkeypatch.setattr(PoolNorm, "forward", lambda self, x: n_normed.append(1) or norm(self, x))
+    inside_selection(monkeypatch, "vgg", look)
+    everything = counts[0]
+    # The first question of a turn is about another group than the one before: that one's units are back.
+    assert counts == [everything, everything // 3, everything // 3, *[everything * 2 // 3] * 3, *[everything] * 3]
+
+
+def test_a_batch_that_was_not_kept_spoils_no_statistic(monkeypatch):
+    """Statistics are means over batches: a value that one batch lacks is computed in all of them."""
+    found = []
+
+    def lose(candidates):
+        for batches in candidates.memory.values.values():
+            for values in batches[1::2]:
+                values.clear()
+
+    def look(candidates, visible):
+        found.append(everything_of(monkeypatch, candidates, visible, between=lose)[0])
+        found.append(everything_of(monkeypatch, candidates, visible, recall=False)[0])
+
+    inside_selection(monkeypatch, "vgg", look)
+    assert same(*found)
+
+
+def test_no_more_is_kept_than_there_is_room_for(monkeypatch):
+    kept = {}
+
+    def look(candidates, visible):
+        for room in (0, 300, 1e9):
+            candidates.memory = Memory(room)
+            kept[room] = 0
+            everything_of(monkeypatch, candidates, visible, between=check)
+
+    def size(candidates, part):
+        batches = candidates.memory.values.get(part, [])
+        return max((sum(value.numel() * value.element_size() for value in values.values()) for values in batches), default=0)
+
+    def check(candidates):
+        memory = candidates.memory
+        assert all(size(candidates, part) <= 50 * memory.room for part in memory.values), "of a batch of at most 50"
+        kept[memory.room] = max(kept[memory.room], size(candidates, "validation"))
+
+    inside_selection(monkeypatch, "vgg", look)
+    assert kept[0] == 0 < kept[300] < kept[1e9]
+
+
+class Twice(nn.Module):
+    """One norm at two places: its statistics are of both."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.norm = nn.Linear(64, 12), nn.Linear(12, 12), nn.BatchNorm1d(12)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.first(x.flatten(1))))
+        return torch.relu(self.norm(self.second(x)))
+
+
+def test_a_norm_that_is_used_twice_is_computed_anew(monkeypatch):
+    found = []
+    monkeypatch.setattr("test_recall.new", lambda name: clnp.Learner(Twice(), torch.zeros(2, *small.SHAPE)))
+
+    def look(candidates, visible):
+        del visible
+        found.append(candidates.of(candidates.trial.wiring.split(candidates.network.visible), candidates.memory))
+
+    inside_selection(monkeypatch, "", look)
+    assert not isinstance(found[0].pool, Recalled)
+
+
+def of_output(network):
+    """The key of a pool graph's output: it stands for all that is computed."""
+    keys = keys_of(network)
+    return keys[list(keys)[-1]]
+
+
+@pytest.mark.parametrize("name", small.sampled(READERS, 2))
+def test_networks_that_have_one_key_have_one_value(name):
+    """Of every kind of layer: asked twice, and after networks with other weights and other units, the logits are those without a memory."""
+    memory, first = Memory(room=1e9), Case(name, 0)
+    for seed, parts in (*PARTS[:2], PARTS[0], *PARTS[2:], PARTS[0]):
+        case = Case(name, seed, **parts)
+        plain = case.split().eval()
+        asked_about = [case.split().eval(), case.split().eval()]
+        with torch.no_grad():
+            for network in asked_about:
+                memory.watch(network)
+                for part, x in (("one", first.x), ("other", first.x.flip(0))):
+                    with recalling(network, part):
+                        assert torch.equal(network(x[:5]), plain(x[:5]))
+                        assert torch.equal(network(x[5:]), plain(x[5:]))
+
+
+@pytest.mark.parametrize("name", small.sampled(READERS, 2))
+def test_every_weight_and_every_unit_that_is_met_changes_the_key(name):
+    for seed, parts in PARTS[:4]:
+        case = Case(name, seed, **parts)
+        network = case.split()
+        before = of_output(network)
+        assert of_output(case.split()) == before, "the same units of the same network"
+        for key, parameter in network.pool.named_parameters():
+            with torch.no_grad():
+                value = parameter.view(-1)[-1].item()
+                parameter.view(-1)[-1] = value + 1
+                assert of_output(network) != before, key
+                parameter.view(-1)[-1] = value
+        assert of_output(network) == before
+        for met in network.meets:
+            units = torch.unique(moved_labels(case.wiring, met))
+            claimed = network.claimed_units.clone()
+            network.claimed_units = claimed.clone()
+            network.claimed_units[units[(units >= 0) & (units < len(claimed))]] = False
+            assert of_output(network) != before, met
+            network.claimed_units = claimed
+
+
+def test_what_an_operation_is_told_changes_the_key():
+    torch.manual_seed(0)
+    nets = [
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.LeakyReLU(slope), nn.Linear(6, 4), *rest)
+        for slope, rest in ((0.1, ()), (0.2, ()), (0.1, (nn.Tanh(),)), (0.1, (nn.Sigmoid(),)), (0.1, (nn.Dropout(0.1),)))
+    ]
+    for net in nets[1:]:
+        net.load_state_dict(nets[0].state_dict())
+    keys = []
+    for net in nets:
+        wiring = trace(net, torch.zeros(2, *small.SHAPE))
+        none = torch.zeros(wiring.n_units, dtype=torch.bool)
+        state = {key: tensor.detach() for key, tensor in state_of(net).items()}
+        keys.append(of_output(split(wiring, state, none, ~none, Head(torch.zeros(3, 4), torch.zeros(3)))))
+    assert len(set(keys)) == len(nets)
+
+
+def test_what_stands_for_a_random_mask_changes_the_key():
+    assert _of_module(Noise(MASK, 0.1)) != _of_module(Noise(MASK, 0.2))
+
+
+def test_a_module_that_nobody_knows_is_never_recalled():
+    network = Case("mlp", 0).split()
+    keys = [of_output(network) for _ in range(2)]
+    assert keys[0] == keys[1]
+    for name, module in network.pool.named_modules():
+        if isinstance(module, Noise):
+            setattr(network.pool, name, nn.Identity())
+    assert of_output(network) != of_output(network)

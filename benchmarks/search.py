@@ -310,6 +310,14 @@ SEARCHES: dict[str, Search] = {
         },
         MIRRORED,
     ),
+    # At the 0.05 of the other images the network dies with the third task.
+    "cifar-superposition": Search(
+        "cifar10-100-mirrored",
+        "superposition",
+        6,
+        {"sgd, lr 0.01": _sgd(0.01), "adam": {}, "sgd, lr 0.02": _sgd(0.02), "sgd, lr 0.005": _sgd(0.005)},
+        MIRRORED,
+    ),
     # The row of the table, and how its epochs after pruning are spent: in two rounds or in one.
     "cifar-clnp-rounds": Search(
         "cifar10-100-mirrored",

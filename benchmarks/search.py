@@ -338,14 +338,15 @@ SEARCHES: dict[str, Search] = {
         {f"{share} of conv2_*": {"pool": {"conv2_*": share, **ZENKE["pool"]}} for share in (0.75, 0.85)},
         {**FIFTEEN, **IMAGES, **ZENKE},
     ),
-    # A margin leaves dense units free for no accuracy: what more of them are worth to each task.
+    # A margin leaves dense units free for no accuracy: what more of them are worth to each task; and what more L1 is.
     "cifar-clnp-dense": Search(
         "cifar10-100-mirrored",
         "clnp",
         6,
         {
-            f"{size} of dense, margin {margin}": {"pool": {"dense": size, "*": "all"}, "margin": margin}
-            for size, margin in ((200, 0.02), ("all", 0.02))
+            "200 of dense, margin 0.02": {"pool": {"dense": 200, "*": "all"}, "margin": 0.02},
+            "l1 1e-4": {"l1": 1e-4},
+            "all of dense, margin 0.02": {"pool": "all", "margin": 0.02},
         },
         {**FIFTEEN, **IMAGES, **ZENKE},
     ),

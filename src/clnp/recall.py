@@ -155,11 +155,10 @@ class Recalled(nn.Module):
         known = batches[self.n] if self.n < len(batches) else {}
         output, stored = self._run(inputs, known)
         kept = {key: value for key, value in known.items() if key in self.mine}
-        size = sum(value.numel() * value.element_size() for value in kept.values())
-        room = self.memory.room * len(inputs[0])
-        for key, value in sorted(stored.items(), key=lambda item: item[1].numel() * item[1].element_size()):
-            size += value.numel() * value.element_size()
-            if size > room:
+        left = self.memory.room * len(inputs[0]) - sum(value.nbytes for value in kept.values())
+        for key, value in sorted(stored.items(), key=lambda item: item[1].nbytes):
+            left -= value.nbytes
+            if left < 0:
                 break
             kept[key] = value
         batches[self.n : self.n + 1] = [kept]
@@ -171,14 +170,12 @@ class Recalled(nn.Module):
         nodes = list(_graph(self.graph_module).nodes)
         places = dict(zip((node for node in nodes if node.op == "placeholder"), inputs, strict=True))
         usable = known if self.usable is None else {key: value for key, value in known.items() if key in self.usable}
-        needed, waiting = dict[fx.Node, int](), [nodes[-1]]
+        needed, waiting = set[fx.Node](), [nodes[-1]]
         while waiting:
             node = waiting.pop()
-            if node in needed:
-                continue
-            needed[node] = 0
-            if self.keys[node] not in usable:
+            if node not in needed and self.keys[node] not in usable:
                 waiting += node.all_input_nodes
+            needed.add(node)
         run = fx.Interpreter(self.graph_module, garbage_collect_values=False)
         stored: dict[Key, Tensor] = {}
         computed = [node for node in nodes if node in needed and self.keys[node] not in usable]

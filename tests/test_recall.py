@@ -68,7 +68,7 @@ def everything_of(monkeypatch, candidates, visible, *, recall=True, between=lamb
 
     def built(*args, **named):
         network = narrowed(*args, **named)
-        assert isinstance(network.pool, Recalled) == recall
+        assert isinstance(network.pool, Recalled) == (recall and candidates.memory is not None)
         seen.extend(statistic.clone() for norm in network.norms for statistic in (norm.mean, norm.var))
         return network
 
@@ -104,6 +104,7 @@ def test_what_is_recalled_is_what_would_be_computed(monkeypatch, name, settings)
     found = []
 
     def look(candidates, visible):
+        assert (candidates.memory is None) == (name == "mlp"), "a weight that is used once an example is not worth a hash"
         anew = everything_of(monkeypatch, candidates, visible, recall=False)
         found.append((everything_of(monkeypatch, candidates, visible), anew))
 
@@ -185,11 +186,11 @@ class Twice(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.second, self.norm = nn.Linear(64, 12), nn.Linear(12, 12), nn.BatchNorm1d(12)
+        self.first, self.second, self.norm = nn.Conv2d(1, 6, 3), nn.Conv2d(6, 6, 3), nn.BatchNorm2d(6)
 
     def forward(self, x):
-        x = torch.relu(self.norm(self.first(x.flatten(1))))
-        return torch.relu(self.norm(self.second(x)))
+        x = torch.relu(self.norm(self.first(x)))
+        return torch.relu(self.norm(self.second(x))).mean((2, 3))
 
 
 def test_a_norm_that_is_used_twice_is_computed_anew(monkeypatch):
@@ -198,6 +199,7 @@ def test_a_norm_that_is_used_twice_is_computed_anew(monkeypatch):
 
     def look(candidates, visible):
         del visible
+        assert candidates.memory is not None
         found.append(candidates.of(candidates.trial.wiring.split(candidates.network.visible), candidates.memory))
 
     inside_selection(monkeypatch, "", look)

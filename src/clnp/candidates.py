@@ -90,11 +90,15 @@ class Candidates:
         n_estimated = ESTIMATE_EXAMPLES if network.norms else 0
         self.memory = self._memory(n_estimated + len(trial.data.validation) + len(trial.witnesses))
 
-    def _memory(self, n_examples: int) -> Memory:
+    def _memory(self, n_examples: int) -> Memory | None:
+        """Return room for the values of so many examples; none where a weight is used once an example: to hash it costs as much as it saves."""
+        wiring = self.trial.wiring
+        if all(len(wiring.node(source).shape or ()) <= 2 for _, source in wiring.reads):
+            return None
         return Memory(self.trial.config.memory_limit * 2**20 * RECALLED / max(n_examples, 1))
 
     @cached_property
-    def hard_memory(self) -> Memory:
+    def hard_memory(self) -> Memory | None:
         """What the screen recalls."""
         return self._memory(ESTIMATE_BATCH + sum(len(hard.examples) for hard in self.hard))
 
@@ -112,7 +116,7 @@ class Candidates:
         of_them = None if kept is None else tuple(value[places.to(value.device)] for value in kept)
         return Hard(data.at(places.to(data.y.device)), of_them, len(data) - len(places), least)
 
-    def of(self, keep: Keep, memory: Memory, n_estimated: int = ESTIMATE_EXAMPLES) -> SplitNetwork | None:
+    def of(self, keep: Keep, memory: Memory | None, n_estimated: int = ESTIMATE_EXAMPLES) -> SplitNetwork | None:
         """Return the network of some units, its norms estimated on so many examples; None if nothing gets through it."""
         self.trial.work.check()
         units = self.trial.wiring.join(keep)

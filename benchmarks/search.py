@@ -293,7 +293,7 @@ SEARCHES: dict[str, Search] = {
     "cifar-si": Search("cifar10-100-mirrored", "si", 6, _values("strength", 0.03, 0.1, 0.01), MIRRORED),
     "cifar-ewc": Search("cifar10-100-mirrored", "ewc", 6, _values("strength", 100.0, 1000.0, 10.0), MIRRORED),
     "cifar-packnet": Search("cifar10-100-mirrored", "packnet", 6, _values("share", 0.15, 0.3, 0.5), MIRRORED),
-    "cifar-wsn": Search("cifar10-100-mirrored", "wsn", 6, _values("share", 0.5, 0.3, 0.7), MIRRORED),
+    "cifar-wsn": Search("cifar10-100-mirrored", "wsn", 6, _values("share", 0.5, 0.3, 0.7, 0.9), MIRRORED),
     "cifar-hat": Search(
         "cifar10-100-mirrored",
         "hat",
@@ -346,7 +346,6 @@ SEARCHES: dict[str, Search] = {
         {
             "200 of dense, margin 0.02": {"pool": {"dense": 200, "*": "all"}, "margin": 0.02},
             "l1 1e-4": {"l1": 1e-4},
-            "all of dense, margin 0.02": {"pool": "all", "margin": 0.02},
         },
         {**FIFTEEN, **IMAGES, **ZENKE},
     ),

@@ -316,7 +316,7 @@ class PoolBuilder:
         weights += [self._gates(self.piece(name, "own", None), name, len(claimed), len(own), None) for name in biases]
         start: list[Any] = []
         for ref in node.args[5:7]:
-            parts = [] if ref is None else [self._start(ref.name, claimed), self._start(ref.name, own)]
+            parts = [] if ref is None else [self._start(ref.name, units) for units in (claimed, own) if len(units)]
             start.append(self.emitter.run("cat.default", parts, 1) if parts else None)
         value = self.emitter.run("cat.default", values, 2) if len(values) > 1 else values[0]
         out, last = recurrent_layer(self.emitter, node, value, weights, start, len(claimed) + len(own))

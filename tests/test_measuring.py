@@ -11,7 +11,7 @@ from clnp.importance import READS
 from clnp.measuring import activities
 from clnp.sources import TensorExamples
 from clnp.split import Head
-from clnp.training import EVALUATION_BATCH
+from clnp.training import EVALUATION_BATCH, batches
 from clnp.wiring import trace
 from test_narrow import state_of
 from test_training import N, data, trunk
@@ -138,8 +138,12 @@ def test_gradients_are_not_taken_unless_asked_for(data, monkeypatch):
         measured(trunk(), data.x, everything, everything, torch.ones(3, 20), moments=["taylor"])
 
 
-def test_the_memory_format_of_images_changes_no_moment(data):
-    net, everything = trunk(), torch.ones(11, dtype=torch.bool)
+def test_the_memory_format_of_images_changes_no_moment(data, monkeypatch):
+    net, everything, asked = trunk(), torch.ones(11, dtype=torch.bool), []
+    monkeypatch.setattr(
+        "clnp.measuring.batches", lambda *args, channels_last: asked.append(channels_last) or batches(*args, channels_last=channels_last)
+    )
     found = {how: measured(net, data.x, everything, everything, torch.ones(3, 20), channels_last=how) for how in (False, True)}
     for (_, one), (_, other) in zip(found[False], found[True], strict=True):
         assert torch.allclose(one.moments["mean_abs"], other.moments["mean_abs"], rtol=1e-4, atol=1e-6)
+    assert asked == [False, True]

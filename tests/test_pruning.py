@@ -379,6 +379,20 @@ def test_a_small_validation_set_is_not_the_only_witness(monkeypatch):
     assert any("finer than one of 6 validation examples" in notice for notice in result.notices)
 
 
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize(("criterion", "moment"), [("activity-weight", "mean_abs"), ("std", "std")])
+def test_scoring_measures_what_the_criterion_reads_in_the_memory_format_of_training(criterion, moment, channels_last, monkeypatch):
+    asked, activities = [], clnp.pruning.activities
+
+    def noted(*args, moments, channels_last, **named):
+        asked.append((list(moments), channels_last))
+        return activities(*args, moments=moments, channels_last=channels_last, **named)
+
+    monkeypatch.setattr(clnp.pruning, "activities", noted)
+    learn(new("vgg"), Watch(monkeypatch), rounds=1, epochs=1, criterion=criterion, channels_last=channels_last)
+    assert asked == [([moment], channels_last)]
+
+
 def test_the_order_of_events():
     events = []
     learner, (train, validation) = new(), data(0)

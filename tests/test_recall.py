@@ -9,11 +9,13 @@ from torch import nn
 import clnp
 import clnp.candidates
 import clnp.pruning
+import clnp.recall
 import clnp.training
 import small
-from clnp.layers import Noise, PoolNorm
+from clnp.layers import Attention, Noise, PoolNorm
 from clnp.narrow import moved_labels
-from clnp.recall import Memory, Recalled, _of_module, keys_of, recalling
+from clnp.recall import Memory, Recalled, _of_module, _of_tensor, keys_of, recalling
+from clnp.sources import TensorExamples
 from clnp.split import Head, split
 from clnp.wiring import trace
 from clnp.wiring.graph import MASK
@@ -95,8 +97,20 @@ def same(one, other):
     return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+TIGHT = {"margin": 0.02, "pool": 0.2}  # most networks are refused, and counting ends early
 HALF, NO_ROOM = {"precision": "bfloat16", "channels_last": True}, {"memory_limit": 0}
-CASES = [("vgg", {}), ("vgg", HALF), ("vgg", NO_ROOM), ("resnet", HALF), ("resnet", {}), ("resnet", NO_ROOM), ("mlp", {}), ("mlp", HALF)]
+CASES = [
+    ("vgg", {}),
+    ("vgg", HALF),
+    ("vgg", NO_ROOM),
+    ("resnet", TIGHT),
+    ("vgg", TIGHT),
+    ("resnet", HALF),
+    ("resnet", {}),
+    ("resnet", NO_ROOM),
+    ("mlp", {}),
+    ("mlp", HALF),
+]
 
 
 @pytest.mark.parametrize(("name", "settings"), small.sampled(CASES), ids=str)
@@ -104,7 +118,9 @@ def test_what_is_recalled_is_what_would_be_computed(monkeypatch, name, settings)
     found = []
 
     def look(candidates, visible):
-        assert (candidates.memory is None) == (name == "mlp"), "a weight that is used once an example is not worth a hash"
+        assert (candidates.memory is None) == (name == "mlp" or settings == NO_ROOM), (
+            "a weight that is used once an example is not worth a hash"
+        )
         anew = everything_of(monkeypatch, candidates, visible, recall=False)
         found.append((everything_of(monkeypatch, candidates, visible), anew))
 
@@ -179,6 +195,121 @@ def test_no_more_is_kept_than_there_is_room_for(monkeypatch):
 
     inside_selection(monkeypatch, "vgg", look)
     assert kept[0] == 0 < kept[300] < kept[1e9]
+
+
+def split_of(net, example, *, claimed=None):
+    """The training form of a network, all whose units are the pool's but for those that are claimed."""
+    wiring = trace(net, example)
+    claimed = torch.zeros(wiring.n_units, dtype=torch.bool) if claimed is None else claimed
+    state = {key: tensor.detach() for key, tensor in (*net.named_parameters(), *net.named_buffers())} | dict(wiring.graph.constants)
+    head = Head(torch.ones(3, len(wiring.features)), torch.zeros(3))
+    return split(wiring, state, claimed, ~claimed, head).eval()
+
+
+def kept_in(memory, part):
+    return [value for values in memory.values[part] for value in values.values()]
+
+
+def test_there_is_room_on_the_way_and_not_in_the_end_alone(monkeypatch):
+    """What does not fit is dropped at once: a pass never holds what all its layers read."""
+    net = nn.Sequential(*[layer for n in (1, *[16] * 7) for layer in (nn.Conv2d(n, 16, 3, padding=1), nn.ReLU())], nn.Flatten())
+    network, one_layer = split_of(net, torch.zeros(2, *small.SHAPE)), 16 * 8 * 8 * 4
+    most, keep = 0, clnp.recall._keep
+
+    def watched(kept, *rest):
+        nonlocal most
+        keep(kept, *rest)
+        most = max(most, sum(value.untyped_storage().nbytes() for value in kept.values()))
+
+    monkeypatch.setattr(clnp.recall, "_keep", watched)
+    memory = Memory(2.5 * one_layer)
+    memory.watch(network)
+    with torch.no_grad(), recalling(network, "x"):
+        network(torch.randn(10, *small.SHAPE))
+    assert most == 2 * 10 * one_layer
+
+
+class FirstToken(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.into, self.out = nn.Linear(8, 8), nn.Linear(8, 5)
+
+    def forward(self, x):
+        return torch.relu(self.out(torch.relu(self.into(x.squeeze(1)))[:, 0]))
+
+
+@pytest.mark.parametrize(("tokens", "n_kept"), [(7, 0), (8, 1)])
+def test_a_view_takes_the_room_of_what_it_is_a_view_of(tokens, n_kept):
+    network, memory = split_of(FirstToken(), torch.zeros(2, *small.SHAPE)), Memory(tokens * 8 * 4)
+    memory.watch(network)
+    with torch.no_grad(), recalling(network, "x"):
+        network(torch.randn(10, *small.SHAPE))
+    assert len(kept_in(memory, "x")) == n_kept, "of eight tokens one is read"
+
+
+def test_what_weights_under_weight_norm_read_is_kept_and_no_weight_is():
+    norm = nn.utils.parametrizations.weight_norm
+    net = nn.Sequential(norm(nn.Conv2d(1, 4, 3)), nn.ReLU(), norm(nn.Conv2d(4, 5, 3)), nn.ReLU(), norm(nn.Conv2d(5, 6, 1)), nn.Flatten())
+    learner, memory = clnp.Learner(net, torch.zeros(2, *small.SHAPE)), Memory(1e9)
+    wiring = learner.wiring
+    none = torch.zeros(wiring.n_units, dtype=torch.bool)
+    network = split(wiring, learner._state, none, ~none, Head(torch.ones(3, len(wiring.features)), torch.zeros(3))).eval()
+    memory.watch(network)
+    with torch.no_grad(), recalling(network, "x"):
+        network(torch.randn(10, *small.SHAPE))
+    assert sorted(tuple(value.shape) for value in kept_in(memory, "x")) == [(10, 4, 6, 6), (10, 5, 4, 4)]
+
+
+class TwoNorms(nn.Module):
+    """Two norms without weights read one value."""
+
+    def __init__(self):
+        super().__init__()
+        self.into, self.small, self.large = nn.Conv2d(1, 6, 3), nn.Conv2d(6, 4, 1), nn.Conv2d(6, 4, 3)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(6, affine=False), nn.BatchNorm2d(6, affine=False)])
+
+    def forward(self, x):
+        h = self.into(x)
+        pooled = nn.functional.avg_pool2d(torch.relu(self.norms[0](h)), 3)
+        return torch.cat([self.small(pooled).mean((2, 3)), self.large(torch.tanh(self.norms[1](h))).mean((2, 3))], 1)
+
+
+def test_two_norms_of_one_value_have_statistics_of_their_own():
+    """One of them is recalled by what follows it, the other, for which there was no room, is computed."""
+    torch.manual_seed(0)
+    net, memory = TwoNorms(), Memory(6 * 2 * 2 * 4)
+    data = TensorExamples(torch.randn(50, *small.SHAPE), torch.zeros(50, dtype=torch.long))
+    for _ in range(3):
+        network = split_of(net, torch.zeros(2, *small.SHAPE))
+        memory.watch(network)
+        with recalling(network, "sample", estimates=True):
+            clnp.training.estimate_norms_(network, data, None)
+        first, second = network.norms
+        assert torch.equal(first.mean, second.mean)
+        assert torch.equal(first.var, second.var)
+        assert first.mean.abs().min() > 0
+    assert [tuple(value.shape[1:]) for value in kept_in(memory, "sample")] == [(6, 2, 2)]
+
+
+def test_a_network_that_computes_values_of_claimed_units_has_their_rounding():
+    """A convolution of fewer channels rounds otherwise, even where the others are not read: such values are not those of another narrowing."""
+    torch.manual_seed(0)
+    net = nn.Sequential(*[layer for n, m in ((1, 24), (24, 8), (8, 8), (8, 8)) for layer in (nn.Conv2d(n, m, 3, padding=1), nn.ReLU())])
+    net.append(nn.Flatten())
+    with torch.no_grad():
+        net[2].weight[:, 1::2] = 0
+    wiring = trace(net, torch.zeros(2, *small.SHAPE))
+    claimed = torch.arange(wiring.n_units) < 32
+    fewer = claimed.clone()
+    fewer[1:24:2] = False
+    state = {key: tensor.detach() for key, tensor in net.named_parameters()}
+    pool, head = torch.arange(wiring.n_units) >= 40, Head(torch.randn(3, len(wiring.features)), torch.zeros(3))
+    memory, x = Memory(1e9), torch.randn(10, *small.SHAPE)
+    for units in (claimed, fewer):
+        network, plain = (split(wiring, state, units | (torch.arange(wiring.n_units) // 8 == 4), pool, head).eval() for _ in range(2))
+        memory.watch(network)
+        with torch.no_grad(), recalling(network, "x"):
+            assert torch.equal(network(x), plain(x))
 
 
 class Twice(nn.Module):
@@ -269,8 +400,39 @@ def test_what_an_operation_is_told_changes_the_key():
     assert len(set(keys)) == len(nets)
 
 
-def test_what_stands_for_a_random_mask_changes_the_key():
-    assert _of_module(Noise(MASK, 0.1)) != _of_module(Noise(MASK, 0.2))
+def norm_of(n=4, *, weight=1.0, momentum=0.1, eps=1e-5):
+    return PoolNorm(torch.full((n,), weight), torch.zeros(n), torch.zeros(n), torch.ones(n), momentum, eps)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (lambda: Noise(MASK, 0.1), lambda: Noise(MASK, 0.2)),
+        (norm_of, lambda: norm_of(5)),
+        (norm_of, lambda: norm_of(weight=2.0)),
+        (norm_of, lambda: norm_of(momentum=0.2)),
+        (norm_of, lambda: norm_of(eps=1e-3)),
+        (lambda: Attention("a", 0.1, False, {}), lambda: Attention("b", 0.1, False, {})),
+        (lambda: Attention("a", 0.1, False, {}), lambda: Attention("a", 0.1, True, {})),
+        (lambda: Attention("a", 0.1, False, {"scale": 1.0}), lambda: Attention("a", 0.1, False, {"scale": 2.0})),
+    ],
+)
+def test_what_a_module_is_told_changes_the_key(one, other):
+    assert _of_module("name", one()) == _of_module("name", one())
+    assert _of_module("name", one()) != _of_module("name", other())
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (torch.zeros(4), torch.zeros(4, dtype=torch.int32)),
+        (torch.zeros(4), torch.zeros(2, 2)),
+        (torch.tensor([1 + 2j]).conj(), torch.tensor([1 + 2j])),
+    ],
+)
+def test_the_kind_and_the_shape_of_a_tensor_change_the_key(one, other):
+    assert _of_tensor(one) == _of_tensor(one.clone())
+    assert _of_tensor(one) != _of_tensor(other)
 
 
 def test_a_module_that_nobody_knows_is_never_recalled():

@@ -92,10 +92,10 @@ class Candidates:
 
     def _memory(self, n_examples: int) -> Memory | None:
         """Return room for the values of so many examples; none where a weight is used once an example: to hash it costs as much as it saves."""
-        wiring = self.trial.wiring
-        if all(len(wiring.node(source).shape or ()) <= 2 for _, source in wiring.reads):
+        wiring, limit = self.trial.wiring, self.trial.config.memory_limit
+        if limit == 0 or all(len(wiring.node(source).shape or ()) <= 2 for _, source in wiring.reads):
             return None
-        return Memory(self.trial.config.memory_limit * 2**20 * RECALLED / max(n_examples, 1))
+        return Memory(limit * 2**20 * RECALLED / max(n_examples, 1))
 
     @cached_property
     def hard_memory(self) -> Memory | None:

@@ -2,7 +2,7 @@
 
 Selection asks about many networks that differ in one group of units. All that lies before the group is the same in them,
 to the bit. A node of a pool graph is known by its key: a hash of the operation, of the tensors that it holds and of the
-keys of what it reads. Where a value with this key was kept of the network before, it is taken, and nothing that leads to
+keys of what it reads. Where a value with this key was kept of a network before, it is taken, and nothing that leads to
 it is computed. Statistics of batch norms are known in the same way. A key that cannot be told is unlike all others.
 """
 
@@ -12,6 +12,7 @@ import hashlib
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,15 +42,15 @@ def _unique() -> Key:
 
 
 def _of_tensor(tensor: Tensor) -> Key:
-    data = tensor.detach().contiguous().cpu()
+    data = tensor.detach().resolve_conj().resolve_neg().contiguous().cpu()
     return _digest(str((data.dtype, tuple(data.shape))).encode(), data.flatten().view(torch.uint8).numpy().tobytes())
 
 
-def _of_module(module: nn.Module) -> Key:
-    """Return the key of a module of the pool graph, as it is in evaluation; a norm's statistics are what is estimated."""
+def _of_module(name: str, module: nn.Module) -> Key:
+    """Return the key of a module of the pool graph, as it is in evaluation; a norm's statistics are what is estimated, for each norm anew."""
     if isinstance(module, PoolNorm):
         tensors = [b"" if tensor is None else _of_tensor(tensor) for tensor in (module.weight, module.bias)]
-        return _digest(b"norm", str((module.mean.shape, module.momentum, module.eps)).encode(), *tensors)
+        return _digest(b"norm", str((name, module.mean.shape, module.momentum, module.eps)).encode(), *tensors)
     if isinstance(module, Noise):
         return _digest(b"noise", str((module.op, module.p)).encode())
     if isinstance(module, Attention):
@@ -69,21 +70,28 @@ def _of_argument(value: Any, keys: Mapping[fx.Node, Key]) -> Key:
 
 def keys_of(network: SplitNetwork) -> dict[fx.Node, Key]:
     """Return the key of every node of a network's pool graph: nodes with one key have one value, in evaluation and on the same examples."""
-    claimed, module = with_everyone(network.claimed_units), network.pool
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    module = network.pool
     keys: dict[fx.Node, Key] = {}
     for node in _graph(module).nodes:
         target = str(node.target)
+        arguments = _of_argument(node.args, keys), _of_argument(dict(node.kwargs), keys)
         if node.op == "placeholder":
-            met = target.removeprefix("meet_")
-            units = positions(claimed, moved_labels(network.wiring, met).flatten()) if met in network.meets else torch.empty(0)
-            keys[node] = _digest(b"placeholder", target.encode(), _of_tensor(units))
+            keys[node] = _digest(b"placeholder", target.encode(), _of_meet(network, target.removeprefix("meet_")))
         elif node.op == "get_attr":
-            keys[node] = _of_tensor(tensors[target])
+            keys[node] = _of_tensor(attrgetter(target)(module))
         else:
-            what = _of_module(module.get_submodule(target)) if node.op == "call_module" else target.encode()
-            keys[node] = _digest(node.op.encode(), what, _of_argument(node.args, keys), _of_argument(dict(node.kwargs), keys))
+            what = _of_module(target, module.get_submodule(target)) if node.op == "call_module" else target.encode()
+            keys[node] = _digest(node.op.encode(), what, *arguments)
     return keys
+
+
+def _of_meet(network: SplitNetwork, name: str) -> Key:
+    """Return the key of what the claimed graph gives; a network that computes it has its own narrowing of that graph, and its own rounding."""
+    if name not in network.meets:
+        return _digest(b"input")
+    if network.claimed is not None:
+        return _of_tensor(network.claimed_units)
+    return _of_tensor(positions(with_everyone(network.claimed_units), moved_labels(network.wiring, name).flatten()))
 
 
 def _graph(module: nn.Module) -> fx.Graph:
@@ -104,10 +112,10 @@ def recalling(network: SplitNetwork, part: str, *, estimates: bool = False) -> G
 
 @dataclass
 class Memory:
-    """What was computed of the network before: values by part of the data and batch, and the statistics of its norms.
+    """What was computed of networks before: values by part of the data and batch, and the statistics of norms.
 
     Attributes:
-        room: bytes that the values of one example may take; the small ones, which lie far behind in a network, are kept first.
+        room: bytes that the values of one example may take in memory, with what they are views of. The small ones are kept: they lie far behind in a network.
         values: part -> batch -> key -> value.
         statistics: key of a norm -> mean and variance.
     """
@@ -117,10 +125,15 @@ class Memory:
     statistics: dict[Key, tuple[Tensor, Tensor]] = field(default_factory=dict[Key, "tuple[Tensor, Tensor]"])
 
     def watch(self, network: SplitNetwork) -> None:
-        """Let a network take from here what it has in common with the one before."""
+        """Let a network take from here what it has in common with those before."""
         modules = [str(node.target) for node in _graph(network.pool).nodes if node.op == "call_module"]
         if len(modules) == len(set(modules)):  # a norm that is used twice has one statistic of two values
             network.pool = Recalled(network, self)
+
+
+def _held(value: Tensor) -> int:
+    """Return the bytes that a value keeps alive: a view has the whole of what it is a view of."""
+    return value.untyped_storage().nbytes()
 
 
 class Recalled(nn.Module):
@@ -134,6 +147,12 @@ class Recalled(nn.Module):
         self.graph_module, self.memory = network.pool, memory
         self.keys = keys_of(network)
         self.mine = set(self.keys.values())
+        self.constant: set[fx.Node] = set()
+        """Weights, and what is computed of weights alone."""
+        for node in self.keys:
+            sources = node.all_input_nodes
+            if node.op == "get_attr" or (sources and self.constant.issuperset(sources)):
+                self.constant.add(node)
         self.part, self.n = "", 0
         self.usable: set[Key] | None = None
         self.ran: set[Key] = set()
@@ -153,21 +172,15 @@ class Recalled(nn.Module):
         """Run the graph on the next batch of the pass."""
         batches = self.memory.values[self.part]
         known = batches[self.n] if self.n < len(batches) else {}
-        output, stored = self._run(inputs, known)
         kept = {key: value for key, value in known.items() if key in self.mine}
-        left = self.memory.room * len(inputs[0]) - sum(value.nbytes for value in kept.values())
-        for key, value in sorted(stored.items(), key=lambda item: item[1].nbytes):
-            left -= value.nbytes
-            if left < 0:
-                break
-            kept[key] = value
+        output = self._run(inputs, known, kept)
         batches[self.n : self.n + 1] = [kept]
         self.n += 1
         return output
 
-    def _run(self, inputs: Sequence[Any], known: Mapping[Key, Tensor]) -> tuple[Any, dict[Key, Tensor]]:
-        """Return the output, and what weights read of what was computed."""
-        nodes = list(_graph(self.graph_module).nodes)
+    def _run(self, inputs: Sequence[Any], known: Mapping[Key, Tensor], kept: dict[Key, Tensor]) -> Any:
+        """Return the output, and put what weights read into `kept` as long as there is room."""
+        nodes, room = list(self.keys), self.memory.room * len(inputs[0])
         places = dict(zip((node for node in nodes if node.op == "placeholder"), inputs, strict=True))
         usable = known if self.usable is None else {key: value for key, value in known.items() if key in self.usable}
         needed, waiting = set[fx.Node](), [nodes[-1]]
@@ -177,36 +190,39 @@ class Recalled(nn.Module):
                 waiting += node.all_input_nodes
             needed.add(node)
         run = fx.Interpreter(self.graph_module, garbage_collect_values=False)
-        stored: dict[Key, Tensor] = {}
         computed = [node for node in nodes if node in needed and self.keys[node] not in usable]
         last = {source: node for node in computed for source in node.all_input_nodes}
         env = run.env = {node: usable[self.keys[node]] for node in needed if self.keys[node] in usable}
         for node in computed:
-            value = places[node] if node.op == "placeholder" else run.run_node(node)
-            if node.op == "output":
-                return value, stored
-            env[node] = value
+            env[node] = places[node] if node.op == "placeholder" else run.run_node(node)
             self.ran.add(self.keys[node])
             sources = node.all_input_nodes
-            if any(source.op == "get_attr" and env[source].dim() > 1 for source in sources):
-                read = [source for source in sources if source.op not in ("get_attr", "placeholder") and isinstance(env[source], Tensor)]
-                stored |= {self.keys[source]: env[source] for source in read if self.keys[source] not in known}
+            tensors = [source for source in sources if isinstance(env[source], Tensor)]
+            if any(source in self.constant and env[source].dim() > 1 for source in tensors):
+                read = [source for source in tensors if source not in self.constant and source.op != "placeholder"]
+                _keep(kept, {self.keys[source]: env[source] for source in read}, room)
             for source in sources:
                 if last[source] is node:
                     del env[source]
-        raise AssertionError("a graph ends with its output")
+        return env[nodes[-1]]
 
     def take_statistics(self) -> None:
         """Take the statistics of norms that were not computed from the memory, and leave all there."""
         found: dict[Key, tuple[Tensor, Tensor]] = {}
-        for node in _graph(self.graph_module).nodes:
+        for node, key in self.keys.items():
             norm = self.graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
             if not isinstance(norm, PoolNorm):
                 continue
-            key = self.keys[node]
             if key not in self.ran:
                 mean, var = self.memory.statistics[key]
                 norm.mean.copy_(mean)
                 norm.var.copy_(var)
             found[key] = (norm.mean, norm.var)
         self.memory.statistics = found
+
+
+def _keep(kept: dict[Key, Tensor], more: Mapping[Key, Tensor], room: float) -> None:
+    """Add values to those that are kept, and drop the largest where they do not fit."""
+    kept |= more
+    while kept and sum(_held(value) for value in kept.values()) > room:
+        del kept[max(kept, key=lambda key: _held(kept[key]))]

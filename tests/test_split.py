@@ -246,6 +246,28 @@ def test_dropout_acts_on_what_pool_rows_read_and_on_nothing_else():
         assert torch.equal(network(x, network.claimed_values(x)), network(x))
 
 
+class Started(nn.Module):
+    """A recurrent layer whose first state is made by a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.start, self.layer = nn.Linear(4, 6), nn.GRU(4, 6, batch_first=True)
+
+    def forward(self, x):
+        return self.layer(x, torch.tanh(self.start(x[:, 0])).unsqueeze(0))[0][:, -1]
+
+
+@pytest.mark.parametrize("n_claimed", [0, 6])
+def test_a_first_state_that_is_made_by_a_layer_may_be_all_of_the_pool_or_of_none(n_claimed):
+    net, x = Started(), torch.randn(10, 7, 4)
+    wiring = trace(net, x[:2])
+    units = torch.arange(wiring.n_units)
+    network, _, head = make(net, (7, 4), units[units % 6 < n_claimed], units[units % 6 >= n_claimed])
+    whole = narrow(wiring, state_of(net), torch.ones(wiring.n_units, dtype=torch.bool), head=(head.weight, head.bias))
+    with torch.no_grad():
+        assert close(network.eval()(x), whole(x))
+
+
 class Drop(nn.Module):
     """Stochastic depth: leave a whole branch out of an example, in training."""
 

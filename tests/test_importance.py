@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from clnp.importance import CRITERIA, READS, Activity
+from clnp.importance import CRITERIA, Activity
 from clnp.measuring import activities
 from clnp.sources import TensorExamples
 from clnp.split import Head
@@ -68,9 +68,10 @@ def test_a_criterion_computes_what_its_name_says(name):
 
 
 @pytest.mark.parametrize("name", CRITERIA)
-def test_a_criterion_reads_the_moment_that_the_table_says(name):
+def test_a_criterion_reads_its_own_moment_alone(name):
     """No other is measured for it when a task is pruned."""
-    alone = Activity({READS[name]: HAND.moments[READS[name]]}, HAND.outgoing)
+    moment = CRITERIA[name].moment
+    alone = Activity({moment: HAND.moments[moment]}, HAND.outgoing)
     assert CRITERIA[name](alone).tolist() == EXPECTED[name]
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from clnp.importance import READS
+from clnp.importance import CRITERIA
 from clnp.measuring import activities
 from clnp.sources import TensorExamples
 from clnp.split import Head
@@ -119,12 +119,15 @@ def test_taylor_is_the_change_of_the_loss_with_a_gate_before_the_unit(kind):
     assert expected.min() > 0
 
 
-@pytest.mark.parametrize("moment", sorted(set(READS.values())))
+MOMENTS = sorted({criterion.moment for criterion in CRITERIA.values()})
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_nothing_is_measured_but_what_is_asked_for(data, moment):
     """And it is what it would be beside the others."""
     net, head, everything, y = trunk(), torch.randn(3, 20), torch.ones(11, dtype=torch.bool), torch.arange(N) % 3
     alone = measured(net, data.x, everything, everything, head, y, moments=[moment])
-    beside = measured(net, data.x, everything, everything, head, y, moments=sorted(set(READS.values())))
+    beside = measured(net, data.x, everything, everything, head, y, moments=MOMENTS)
     for (_, activity), (_, other) in zip(alone, beside, strict=True):
         assert list(activity.moments) == [moment]
         assert torch.allclose(activity.moments[moment], other.moments[moment], rtol=1e-5, atol=1e-7)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from torch import Tensor
 
@@ -33,30 +33,37 @@ class Activity:
     outgoing: Tensor
 
 
-CRITERIA: Mapping[str, Callable[[Activity], Tensor]] = {
+@dataclass(frozen=True)
+class Score:
+    """A criterion: how much a unit matters, by one moment of its activity.
+
+    Attributes:
+        moment: the only one that is measured: in a deep network all of them cost as much as the passes that they are taken from.
+        weighted: times the outgoing weights.
+    """
+
+    moment: Moment
+    weighted: bool = False
+
+    def __call__(self, activity: Activity) -> Tensor:
+        """Return the score of each unit, (k,), from what was measured of them."""
+        score = activity.moments[self.moment]
+        return score * activity.outgoing if self.weighted else score
+
+
+CRITERIA: Mapping[str, Score] = {
     # The paper's: mean activity after the nonlinearity. The absolute value makes it right for tanh, GELU and SiLU too;
     # the mean, not the sum, over positions keeps early layers comparable with late ones.
-    "activity": lambda a: a.moments["mean_abs"],
-    "firing": lambda a: a.moments["firing"],
+    "activity": Score("mean_abs"),
+    "firing": Score("firing"),
     # A unit that never changes is a bias, however active it is.
-    "std": lambda a: a.moments["std"],
+    "std": Score("std"),
     # Activity alone is not importance: a ReLU unit can be rescaled freely between its inputs and its outputs. Times the
     # outgoing weights, the score is the largest change that removing the unit can make, and no rescaling moves it.
-    "activity-weight": lambda a: a.moments["mean_abs"] * a.outgoing,
-    "firing-weight": lambda a: a.moments["firing"] * a.outgoing,
-    "std-weight": lambda a: a.moments["std"] * a.outgoing,
+    "activity-weight": Score("mean_abs", weighted=True),
+    "firing-weight": Score("firing", weighted=True),
+    "std-weight": Score("std", weighted=True),
     # To first order, how much the loss changes when the unit is gone; as EideticNet has it, after Molchanov et al. 2017, equation 8.
-    "taylor": lambda a: a.moments["taylor"],
+    "taylor": Score("taylor"),
 }
 """The criteria by name. Reference: Golkar, Kagan & Cho 2019, section 3.2 ("activity"); the others are ours or the field's."""
-
-READS: Mapping[str, Moment] = {
-    "activity": "mean_abs",
-    "firing": "firing",
-    "std": "std",
-    "activity-weight": "mean_abs",
-    "firing-weight": "firing",
-    "std-weight": "std",
-    "taylor": "taylor",
-}
-"""The one moment that each criterion reads: in a deep network all of them cost as much as the passes that they are taken from."""

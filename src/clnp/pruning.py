@@ -11,7 +11,7 @@ from torch import Tensor
 from clnp import advice
 from clnp.candidates import Candidates, narrowed, reestimate_
 from clnp.errors import TrainingError
-from clnp.importance import CRITERIA, READS
+from clnp.importance import CRITERIA
 from clnp.isolation import closure, norm_parts, severed
 from clnp.measuring import activities
 from clnp.narrow import reaches
@@ -282,6 +282,7 @@ def search(trial: Trial, network: SplitNetwork, bar: Bar, slack: int, number: in
     trial.tell("score", number)
     scores = torch.zeros(wiring.n_units)
     norms = [*trial.norms, (network.pool_units, network.visible)]
+    criterion = CRITERIA[config.criterion]
     for units, activity in activities(
         wiring,
         trial.state,
@@ -290,10 +291,10 @@ def search(trial: Trial, network: SplitNetwork, bar: Bar, slack: int, number: in
         trial.data.sample,
         network.pool_units,
         norms,
-        moments=[READS[config.criterion]],
+        moments=[criterion.moment],
         channels_last=config.channels_last,
     ):
-        scores[units] = torch.maximum(scores[units], CRITERIA[config.criterion](activity))
+        scores[units] = torch.maximum(scores[units], criterion(activity))
     scores[network.pool_units] *= config.claim_weight  # it takes room to keep them, and none to keep what is claimed
     trial.tell("select", number)
     candidates = Candidates(trial, network, bar, slack)

@@ -263,9 +263,12 @@ def of_margins(rows: Mapping[str, list[Run]]) -> dict[float, list[Run]]:
 
 def margins(rows: Mapping[str, list[Run]]) -> str:
     """Return what each margin costs, and the units that it leaves in the last layer, which fills up, and before it."""
+    found_at = of_margins(rows)
+    if len(found_at) < 2:
+        return ""
+    last = list(next(iter(found_at.values()))[0]["capacity"])[-1]
     lines: list[list[object]] = []
-    for margin, runs in of_margins(rows).items():
-        last = list(runs[0]["capacity"])[-1]
+    for margin, runs in found_at.items():
         first = mean([run["accuracy_matrix"][-1][0] for run in runs])
         others = mean([mean(run["accuracy_matrix"][-1][1:]) for run in runs])
         claimed = [[run["capacity"][last]["claimed"][task] for task in run["tasks"]] for run in runs]
@@ -283,7 +286,6 @@ def margins(rows: Mapping[str, list[Run]]) -> str:
                 len(runs),
             ]
         )
-    last = list(next(iter(rows.values()))[0]["capacity"])[-1]
     head = f"margin|average accuracy, %|first task|mean of the others|units of {last} claimed by the first task|by each other|{last} units free in the end|free in all other layers|seeds"
     return markdown(head.split("|"), lines)
 
@@ -403,7 +405,7 @@ def show(name: str) -> dict[str, str]:
     if name == "cifar":
         places = {"layers": "clnp", "wide layers": "clnp, twice as wide"}
         tables |= {"per task": per_task(name)} | {place: layers(rows[label]) for place, label in places.items() if label in rows}
-        tables |= {"margins": margins(rows)} if len(of_margins(rows)) > 1 else {}
+        tables |= {"margins": at_margins} if (at_margins := margins(rows)) else {}
         tables |= {"beside alone": beside} if (beside := beside_alone(name)) else {}
     if name == "mixed":
         tables |= {"orders": orders(name)}

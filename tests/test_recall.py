@@ -216,17 +216,17 @@ def test_there_is_room_on_the_way_and_not_in_the_end_alone(monkeypatch):
     network, one_layer = split_of(net, torch.zeros(2, *small.SHAPE)), 16 * 8 * 8 * 4
     most, keep = 0, clnp.recall._keep
 
-    def watched(kept, *rest):
+    def watched(kept, more, room):
         nonlocal most
-        keep(kept, *rest)
-        most = max(most, sum(value.untyped_storage().nbytes() for value in kept.values()))
+        most = max(most, sum(value.untyped_storage().nbytes() for value in (kept | more).values()))
+        keep(kept, more, room)
 
     monkeypatch.setattr(clnp.recall, "_keep", watched)
     memory = Memory(2.5 * one_layer)
     memory.watch(network)
     with torch.no_grad(), recalling(network, "x"):
         network(torch.randn(10, *small.SHAPE))
-    assert most == 2 * 10 * one_layer
+    assert most == 3 * 10 * one_layer, "the newest, and the two before it"
 
 
 class FirstToken(nn.Module):
@@ -304,12 +304,19 @@ def test_a_network_that_computes_values_of_claimed_units_has_their_rounding():
     fewer[1:24:2] = False
     state = {key: tensor.detach() for key, tensor in net.named_parameters()}
     pool, head = torch.arange(wiring.n_units) >= 40, Head(torch.randn(3, len(wiring.features)), torch.zeros(3))
-    memory, x = Memory(1e9), torch.randn(10, *small.SHAPE)
+    memory, x, seen = Memory(1e9), torch.randn(10, *small.SHAPE), []
     for units in (claimed, fewer):
         network, plain = (split(wiring, state, units | (torch.arange(wiring.n_units) // 8 == 4), pool, head).eval() for _ in range(2))
         memory.watch(network)
         with torch.no_grad(), recalling(network, "x"):
             assert torch.equal(network(x), plain(x))
+            seen.append(meets_of(network.pool.graph_module, network.pool.keys))
+    assert seen[0].keys() == seen[1].keys() != set()
+    assert not any(seen[0][name] == seen[1][name] for name in seen[0]), "whether rounding differs is the machine's"
+
+
+def meets_of(module, keys):
+    return {node.target: keys[node] for node in module.graph.nodes if node.op == "placeholder" and node.target.startswith("meet_")}
 
 
 class Twice(nn.Module):

@@ -50,7 +50,7 @@ def _of_module(name: str, module: nn.Module) -> Key:
     """Return the key of a module of the pool graph, as it is in evaluation; a norm's statistics are what is estimated, for each norm anew."""
     if isinstance(module, PoolNorm):
         tensors = [b"" if tensor is None else _of_tensor(tensor) for tensor in (module.weight, module.bias)]
-        return _digest(b"norm", str((name, module.mean.shape, module.momentum, module.eps)).encode(), *tensors)
+        return _digest(b"norm", str((name, module.momentum, module.eps)).encode(), *tensors)
     if isinstance(module, Noise):
         return _digest(b"noise", str((module.op, module.p)).encode())
     if isinstance(module, Attention):

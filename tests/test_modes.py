@@ -129,3 +129,34 @@ def test_a_network_is_captured_learned_and_asked_the_same_whatever_the_callers_p
         assert expected.export(tmp_path / "a.onnx", task="a", inputs=x).top1_agreement == 1
     assert found.dtype == torch.float32
     assert torch.equal(found, answers)
+
+
+@pytest.fixture
+def anew():
+    modes._warn_of_emulation.cache_clear()
+    yield
+    modes._warn_of_emulation.cache_clear()
+
+
+@pytest.mark.usefixtures("anew")
+@pytest.mark.parametrize(
+    ("precision", "able", "said"),
+    [
+        ("bfloat16", {"avx512_bf16": False, "avx2": True, "cpu_name": "of 2020"}, True),
+        ("bfloat16", {"avx512_bf16": True, "cpu_name": "of 2023"}, False),
+        ("bfloat16", {"amx_bf16": True}, False),
+        ("bfloat16", {"neon": True, "bf16": False}, True),
+        ("bfloat16", {"neon": True, "bf16": True}, False),
+        ("bfloat16", {}, False),  # nobody knows
+        ("float32", {"avx512_bf16": False}, False),
+    ],
+)
+def test_bfloat16_on_a_processor_without_it_is_said_to_be_slow_once(precision, able, said, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    learner = clnp.Learner(nn.Sequential(nn.Linear(8, 6), nn.ReLU()), torch.zeros(2, 8))
+    for name in "ab":
+        data = torch.randn(40, 8), torch.arange(40) % 2
+        learner.learn(name, data, data, config=CONFIG.model_copy(update={"precision": precision, "pool": 2}))
+    told = [record.getMessage() for record in caplog.records if record.name == "clnp" and "bfloat16" in record.getMessage()]
+    assert len(told) == said
+    assert all(f"this processor ({able.get('cpu_name', 'unknown')}) does not multiply in it" in text for text in told)

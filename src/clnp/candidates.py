@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from clnp.modes import multiply
 from clnp.narrow import reaches
 from clnp.recall import Memory, recalling
 from clnp.split import SplitNetwork, split
 from clnp.training import ESTIMATE_BATCH, ESTIMATE_EXAMPLES, estimate_norms_, hardest, narrow_kept
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from clnp.pruning import Bar, Trial
     from clnp.selection import Keep
     from clnp.sources import TensorExamples
@@ -142,7 +142,7 @@ class Candidates:
         It is quick rather than exact: in the precision of training, with norms estimated on a batch. `measure` has the last word.
         """
         looked_at = self.hard  # found as `measure` sees it: values that are kept must be float32's
-        with torch.autocast(self.trial.device.type, torch.bfloat16, enabled=self.trial.config.precision == "bfloat16"):
+        with multiply(self.trial.config.precision, self.trial.device):
             smaller = self.of(keep, self.hard_memory, ESTIMATE_BATCH)
             if smaller is None:
                 return self.refused

@@ -76,7 +76,7 @@ class LearnConfig(BaseModel):
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of each label that is spread over all classes in the training loss")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="bfloat16: training steps, and what selection screens by, multiply in it (autocast); weights, what is measured, and predictions stay float32",
+        description="bfloat16: training steps, and what selection screens by, multiply in it (autocast); weights, what is measured, and predictions stay float32. Slow where the processor does not multiply in it",
     )
     channels_last: bool = Field(
         False,

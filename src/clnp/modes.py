@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from functools import partial
+import logging
+from functools import cache, partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
 _EXACT = ("none", "ieee")
+_MULTIPLY_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+"""What a processor is said to have that multiplies in bfloat16 itself, x86 and ARM."""
 _lock = Lock()
 _inside = 0
 _give_back: list[Callable[[], None]] = []
@@ -28,6 +31,24 @@ def threads(n_threads: int | None) -> Generator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def multiply(precision: str, device: torch.device) -> torch.autocast:
+    """Return the block in which products are made in this precision; where the processor has no bfloat16, say once what that costs."""
+    if precision == "bfloat16":
+        _warn_of_emulation(device.type)
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+@cache
+def _warn_of_emulation(kind: str) -> None:
+    able = torch.cpu.get_capabilities()
+    if kind == "cpu" and able and not any(able.get(name) for name in _MULTIPLY_BFLOAT16):
+        logging.getLogger("clnp").warning(
+            "precision is bfloat16, and this processor (%s) does not multiply in it: torch emulates it, and training may take many times as long "
+            "as in float32.",
+            able.get("cpu_name", "unknown"),
+        )
 
 
 @contextlib.contextmanager

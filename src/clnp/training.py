@@ -16,6 +16,7 @@ from clnp.course import Course, load_trained_
 from clnp.emit import positions, with_everyone
 from clnp.errors import ConfigError, DataError, TrainingError, first_line
 from clnp.inputs import Inputs, cut, each, parts, to_device
+from clnp.modes import multiply
 from clnp.narrow import moved_labels
 from clnp.sources import Examples, StreamExamples, TensorExamples, check_labels
 from clnp.split import SplitNetwork
@@ -223,7 +224,7 @@ def fit(
             for x, y, meets in batches(train, kept, batch_size, device, generator, first=at.n, channels_last=config.channels_last):
                 if isinstance(train, StreamExamples):
                     _check_batch(network, y, n_classes, task)
-                with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+                with multiply(config.precision, device):
                     logits = network(x, meets)
                 loss = cross_entropy(logits.float(), y, config.label_smoothing)
                 optimizer.zero_grad(set_to_none=True)

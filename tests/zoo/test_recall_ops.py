@@ -14,7 +14,7 @@ from clnp.training import narrow_kept
 from small import sampled
 
 
-@pytest.mark.parametrize("name", sampled(OPS, 16))
+@pytest.mark.parametrize("name", sampled(OPS, 32))
 @pytest.mark.parametrize(("any_claimed", "kept"), [(True, True), (True, False), (False, False)], ids=["kept", "computed", "first task"])
 def test_what_is_recalled_of_an_operation_is_what_would_be_computed(name, any_claimed, kept):
     """Groups lose a unit in turn, of the pool or a claimed one; values of claimed units are kept of the first network, or each network computes its own."""

@@ -140,9 +140,8 @@ EXPERIMENTS: dict[str, Experiment] = {
             # Its epochs grow with the tasks: the run costs as much as five and a half others.
             Entry("joint", "joint", {}),
             Entry("online-ewc", "online-ewc", {"strength": 300.0}),
-            # Made where the processor does not multiply in bfloat16.
-            Entry("superposition, complex", "superposition", {**SGD, **FLOAT, "contexts": "complex"}, seeds=1),
-            Entry("superposition, rotation", "superposition", {**SGD, **FLOAT, "contexts": "rotation"}, seeds=1),
+            Entry("superposition, complex", "superposition", {**SGD, "contexts": "complex"}, seeds=1),
+            Entry("superposition, rotation", "superposition", {**SGD, "contexts": "rotation"}, seeds=1),
         ),
     ),
     "permuted-mnist-100": Experiment(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -100,8 +102,8 @@ def same(one, other):
 TIGHT = {"margin": 0.02, "pool": 0.2}  # most networks are refused, and counting ends early
 HALF, NO_ROOM = {"precision": "bfloat16", "channels_last": True}, {"memory_limit": 0}
 CASES = [
-    ("vgg", {}),
     ("vgg", HALF),
+    ("vgg", {}),
     ("vgg", NO_ROOM),
     ("resnet", TIGHT),
     ("vgg", TIGHT),
@@ -211,22 +213,64 @@ def kept_in(memory, part):
 
 
 def test_there_is_room_on_the_way_and_not_in_the_end_alone(monkeypatch):
-    """What does not fit is dropped at once: a pass never holds what all its layers read."""
+    """What does not fit is dropped at once: a pass never holds what all its layers read, nor what other networks left there."""
     net = nn.Sequential(*[layer for n in (1, *[16] * 7) for layer in (nn.Conv2d(n, 16, 3, padding=1), nn.ReLU())], nn.Flatten())
-    network, one_layer = split_of(net, torch.zeros(2, *small.SHAPE)), 16 * 8 * 8 * 4
-    most, keep = 0, clnp.recall._keep
+    one_layer, most, keep = 16 * 8 * 8 * 4, [], clnp.recall._keep
 
     def watched(kept, more, room):
-        nonlocal most
-        most = max(most, sum(value.untyped_storage().nbytes() for value in (kept | more).values()))
+        values = [value for held in (kept, more, *memory.values["x"]) for value in held.values()]
+        most.append(sum({value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in values}.values()))
         keep(kept, more, room)
 
     monkeypatch.setattr(clnp.recall, "_keep", watched)
-    memory = Memory(2.5 * one_layer)
-    memory.watch(network)
-    with torch.no_grad(), recalling(network, "x"):
-        network(torch.randn(10, *small.SHAPE))
-    assert most == 3 * 10 * one_layer, "the newest, and the two before it"
+    memory, x = Memory(2.5 * one_layer), torch.randn(10, *small.SHAPE)
+    for _ in range(3):
+        with torch.no_grad():
+            net[0].weight += 1  # from there on, all is new
+        network = split_of(net, torch.zeros(2, *small.SHAPE))
+        memory.watch(network)
+        gone = [weakref.ref(value) for value in kept_in(memory, "x")] if memory.values else []
+        with torch.no_grad(), recalling(network, "x"):
+            network(x)
+        assert not any(value() is not None for value in gone)
+    assert max(most) == 3 * 10 * one_layer, "the newest, and the two before it"
+
+
+def test_two_memories_take_no_more_than_their_share_of_the_limit(monkeypatch):
+    held = {}
+
+    def look(candidates, visible):
+        assert candidates.hard_memory is not candidates.memory, "one is of bfloat16, say"
+        everything_of(monkeypatch, candidates, visible)
+        for name in ("memory", "hard_memory"):
+            memory = getattr(candidates, name)
+            held[name] = sum(value.untyped_storage().nbytes() for part in memory.values for value in kept_in(memory, part))
+
+    inside_selection(monkeypatch, "vgg", look, memory_limit=1)
+    assert all(2**20 / 32 < n_bytes <= 2**20 / 8 for n_bytes in held.values())
+
+
+def test_an_estimate_that_was_interrupted_spoils_no_later_one(monkeypatch):
+    monkeypatch.setattr(clnp.training, "ESTIMATE_BATCH", 25)
+    net, memory = small.network("vgg"), Memory(1e9)
+    data = TensorExamples(torch.randn(100, *small.SHAPE), torch.zeros(100, dtype=torch.long))
+    stopped, again, plain = (split_of(net, torch.zeros(2, *small.SHAPE)) for _ in range(3))
+    memory.watch(stopped)
+    passes = stopped.pool.forward
+
+    def stop(*inputs):
+        if stopped.pool.n == 2:
+            raise KeyboardInterrupt
+        return passes(*inputs)
+
+    stopped.pool.forward = stop
+    with pytest.raises(KeyboardInterrupt), recalling(stopped, "sample", estimates=True):
+        clnp.training.estimate_norms_(stopped, data, None)
+    memory.watch(again)
+    with recalling(again, "sample", estimates=True):
+        clnp.training.estimate_norms_(again, data, None)
+    clnp.training.estimate_norms_(plain, data, None)
+    assert all(torch.equal(one.mean, other.mean) for one, other in zip(again.norms, plain.norms, strict=True))
 
 
 class FirstToken(nn.Module):
@@ -394,7 +438,15 @@ def test_what_an_operation_is_told_changes_the_key():
     torch.manual_seed(0)
     nets = [
         nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.LeakyReLU(slope), nn.Linear(6, 4), *rest)
-        for slope, rest in ((0.1, ()), (0.2, ()), (0.1, (nn.Tanh(),)), (0.1, (nn.Sigmoid(),)), (0.1, (nn.Dropout(0.1),)))
+        for slope, *rest in (
+            (0.1,),
+            (0.2,),
+            (0.1, nn.Tanh()),
+            (0.1, nn.Sigmoid()),
+            (0.1, nn.Dropout(0.1)),
+            (0.1, nn.GELU()),
+            (0.1, nn.GELU("tanh")),
+        )
     ]
     for net in nets[1:]:
         net.load_state_dict(nets[0].state_dict())
@@ -415,6 +467,7 @@ def norm_of(n=4, *, weight=1.0, momentum=0.1, eps=1e-5):
     ("one", "other"),
     [
         (lambda: Noise(MASK, 0.1), lambda: Noise(MASK, 0.2)),
+        (lambda: Noise(MASK, 0.1), lambda: Noise("aten.dropout.default", 0.1)),
         (norm_of, lambda: norm_of(5)),
         (norm_of, lambda: norm_of(weight=2.0)),
         (norm_of, lambda: norm_of(momentum=0.2)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import random
 
 import pytest
@@ -247,25 +248,35 @@ def test_dropout_acts_on_what_pool_rows_read_and_on_nothing_else():
 
 
 class Started(nn.Module):
-    """A recurrent layer whose first state is made by a layer."""
+    """A recurrent layer whose first state is made by a layer, in whole or in part."""
 
-    def __init__(self):
+    def __init__(self, n, state):
         super().__init__()
-        self.start, self.layer = nn.Linear(4, 6), nn.GRU(4, 6, batch_first=True)
+        self.start, self.layer, self.state = nn.Linear(4, n), nn.GRU(4, 6, batch_first=True), state
 
     def forward(self, x):
-        return self.layer(x, torch.tanh(self.start(x[:, 0])).unsqueeze(0))[0][:, -1]
+        first = x[:, 0]
+        return self.layer(x, self.state(torch.tanh(self.start(first)), first).unsqueeze(0))[0][:, -1]
 
 
-@pytest.mark.parametrize("n_claimed", [0, 6])
-def test_a_first_state_that_is_made_by_a_layer_may_be_all_of_the_pool_or_of_none(n_claimed):
-    net, x = Started(), torch.randn(10, 7, 4)
+STATES = {
+    "the layer's": (6, lambda made, x: made),
+    "input before it": (4, lambda made, x: torch.cat([x[:, :2], made], 1)),
+    "input behind it": (4, lambda made, x: torch.cat([made, x[:, :2]], 1)),
+    "zeros behind it": (4, lambda made, x: F.pad(made, (0, 2))),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_a_first_state_that_is_made_by_a_layer_may_be_all_of_the_pool_or_of_none_or_in_part(name):
+    net, x = Started(*STATES[name]), torch.randn(10, 7, 4)
     wiring = trace(net, x[:2])
-    units = torch.arange(wiring.n_units)
-    network, _, head = make(net, (7, 4), units[units % 6 < n_claimed], units[units % 6 >= n_claimed])
-    whole = narrow(wiring, state_of(net), torch.ones(wiring.n_units, dtype=torch.bool), head=(head.weight, head.bias))
-    with torch.no_grad():
-        assert close(network.eval()(x), whole(x))
+    everything = torch.ones(wiring.n_units, dtype=torch.bool)
+    for claimed, pool in (([], everything), (everything, []), *(([], list(pair)) for pair in itertools.combinations(range(6), 2))):
+        network, _, head = make(net, (7, 4), claimed, pool)
+        narrowed = narrow(wiring, state_of(net), network.visible, head=(head.weight, head.bias))
+        with torch.no_grad():
+            assert close(network.eval()(x), narrowed(x))
 
 
 class Drop(nn.Module):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Mapping
 
 _EXACT = ("none", "ieee")
 _MULTIPLY_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
@@ -42,8 +42,9 @@ def multiply(precision: str, device: torch.device) -> torch.autocast:
 
 @cache
 def _warn_of_emulation(kind: str) -> None:
-    able = torch.cpu.get_capabilities()
-    if kind == "cpu" and able and not any(able.get(name) for name in _MULTIPLY_BFLOAT16):
+    able: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 has it
+    told = [able[name] for name in _MULTIPLY_BFLOAT16 if name in able]
+    if kind == "cpu" and told and not any(told):
         logging.getLogger("clnp").warning(
             "precision is bfloat16, and this processor (%s) does not multiply in it: torch emulates it, and training may take many times as long "
             "as in float32.",

@@ -347,5 +347,13 @@ class PoolBuilder:
         if self.emitter.is_raw(name):
             value = self.given[name]
             return self.emitter.index(value, 1, units) if (self.wiring.node(name).shape or (0, 0))[1] > 1 else value
-        held = positions(self.pool_member, self.wiring.values[name].flatten())
-        return self.pool[name] if len(held) == len(units) and torch.equal(held, units) else self.given[name]
+        labels = self.wiring.values[name].flatten()
+        held = {key: positions(member, labels) for key, member in (("given", self.given_member), ("pool", self.pool_member))}
+        values = [of[name] for of, where in ((self.given, held["given"]), (self.pool, held["pool"])) if len(where)]
+        order = torch.cat([*held.values()])
+        value = self.emitter.run("cat.default", values, 1) if len(values) > 1 else values[0]
+        return (
+            value
+            if torch.equal(order, units)
+            else self.emitter.index(value, 1, torch.stack([(order == unit).nonzero()[0, 0] for unit in units]))
+        )

@@ -103,10 +103,16 @@ def _graph(module: nn.Module) -> fx.Graph:
 def recalling(network: SplitNetwork, part: str, *, estimates: bool = False) -> Generator[None]:
     """Say over which examples the passes inside go, always the same ones, and whether they estimate the statistics of norms."""
     recalled = network.pool
-    if isinstance(recalled, Recalled):
-        recalled.begin(part, uniform=estimates)
-    yield
-    if isinstance(recalled, Recalled) and estimates:
+    if not isinstance(recalled, Recalled):
+        yield
+        return
+    recalled.begin(part, uniform=estimates)
+    try:
+        yield
+    except BaseException:
+        recalled.memory.values.pop(part, None)  # some batches have seen this network, others have not
+        raise
+    if estimates:
         recalled.take_statistics()
 
 
@@ -171,18 +177,18 @@ class Recalled(nn.Module):
     def forward(self, *inputs: Any) -> Any:
         """Run the graph on the next batch of the pass."""
         batches = self.memory.values[self.part]
-        known = batches[self.n] if self.n < len(batches) else {}
-        kept = {key: value for key, value in known.items() if key in self.mine}
-        output = self._run(inputs, known, kept)
+        known = batches[self.n].items() if self.n < len(batches) else ()
+        kept = {key: value for key, value in known if key in self.mine}
         batches[self.n : self.n + 1] = [kept]
+        del known  # what nobody reads any more is gone before anything is added
         self.n += 1
-        return output
+        return self._run(inputs, kept)
 
-    def _run(self, inputs: Sequence[Any], known: Mapping[Key, Tensor], kept: dict[Key, Tensor]) -> Any:
+    def _run(self, inputs: Sequence[Any], kept: dict[Key, Tensor]) -> Any:
         """Return the output, and put what weights read into `kept` as long as there is room."""
         nodes, room = list(self.keys), self.memory.room * len(inputs[0])
         places = dict(zip((node for node in nodes if node.op == "placeholder"), inputs, strict=True))
-        usable = known if self.usable is None else {key: value for key, value in known.items() if key in self.usable}
+        usable = {key: value for key, value in kept.items() if self.usable is None or key in self.usable}
         needed, waiting = set[fx.Node](), [nodes[-1]]
         while waiting:
             node = waiting.pop()
@@ -193,6 +199,7 @@ class Recalled(nn.Module):
         computed = [node for node in nodes if node in needed and self.keys[node] not in usable]
         last = {source: node for node in computed for source in node.all_input_nodes}
         env = run.env = {node: usable[self.keys[node]] for node in needed if self.keys[node] in usable}
+        usable.clear()  # what is dropped for want of room is gone when it was read
         for node in computed:
             env[node] = places[node] if node.op == "placeholder" else run.run_node(node)
             self.ran.add(self.keys[node])

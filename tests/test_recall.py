@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 import clnp
 import clnp.candidates
@@ -237,17 +237,38 @@ def test_there_is_room_on_the_way_and_not_in_the_end_alone(monkeypatch):
 
 
 def test_two_memories_take_no_more_than_their_share_of_the_limit(monkeypatch):
-    held = {}
+    may = {}
 
     def look(candidates, visible):
         assert candidates.hard_memory is not candidates.memory, "one is of bfloat16, say"
         everything_of(monkeypatch, candidates, visible)
         for name in ("memory", "hard_memory"):
             memory = getattr(candidates, name)
-            held[name] = sum(value.untyped_storage().nbytes() for part in memory.values for value in kept_in(memory, part))
+            n_examples = sum(max(map(len, values.values())) for batches in memory.values.values() for values in batches if values)
+            may[name] = n_examples * memory.room
 
     inside_selection(monkeypatch, "vgg", look, memory_limit=1)
-    assert all(2**20 / 32 < n_bytes <= 2**20 / 8 for n_bytes in held.values())
+    assert all(2**20 / 32 < n_bytes <= 2**20 / 8 for n_bytes in may.values()), may
+
+
+def test_a_value_that_is_read_no_more_is_gone(monkeypatch):
+    net = nn.Sequential(*[layer for n in (1, *[4] * 7) for layer in (nn.Conv2d(n, 4, 3, padding=1), nn.ReLU())], nn.Flatten())
+    alive, most, run_node = [], 0, fx.Interpreter.run_node
+
+    def watched(self, node):
+        nonlocal most
+        value = run_node(self, node)
+        if isinstance(value, torch.Tensor) and node.op == "call_function":
+            alive.append(weakref.ref(value))
+            most = max(most, sum(value() is not None for value in alive))
+        return value
+
+    monkeypatch.setattr(fx.Interpreter, "run_node", watched)
+    network, memory = split_of(net, torch.zeros(2, *small.SHAPE)), Memory(0)
+    memory.watch(network)
+    with torch.no_grad(), recalling(network, "x"):
+        network(torch.randn(10, *small.SHAPE))
+    assert most <= 2 < len(alive)
 
 
 def test_an_estimate_that_was_interrupted_spoils_no_later_one(monkeypatch):

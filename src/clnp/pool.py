@@ -348,12 +348,11 @@ class PoolBuilder:
             value = self.given[name]
             return self.emitter.index(value, 1, units) if (self.wiring.node(name).shape or (0, 0))[1] > 1 else value
         labels = self.wiring.values[name].flatten()
-        held = {key: positions(member, labels) for key, member in (("given", self.given_member), ("pool", self.pool_member))}
-        values = [of[name] for of, where in ((self.given, held["given"]), (self.pool, held["pool"])) if len(where)]
-        order = torch.cat([*held.values()])
-        value = self.emitter.run("cat.default", values, 1) if len(values) > 1 else values[0]
-        return (
-            value
-            if torch.equal(order, units)
-            else self.emitter.index(value, 1, torch.stack([(order == unit).nonzero()[0, 0] for unit in units]))
-        )
+        held = [(self.given, positions(self.given_member, labels)), (self.pool, positions(self.pool_member, labels))]
+        for values, where in held:
+            if torch.equal(where, units):
+                return values[name]
+        # Some of it is raw input or zeros, and some was computed.
+        value = self.emitter.run("cat.default", [values[name] for values, where in held if len(where)], 1)
+        order = torch.cat([where for _, where in held])
+        return self.emitter.index(value, 1, (units[:, None] == order).int().argmax(1))

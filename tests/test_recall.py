@@ -199,13 +199,12 @@ def test_no_more_is_kept_than_there_is_room_for(monkeypatch):
     assert kept[0] == 0 < kept[300] < kept[1e9]
 
 
-def split_of(net, example, *, claimed=None):
-    """The training form of a network, all whose units are the pool's but for those that are claimed."""
-    wiring = trace(net, example)
-    claimed = torch.zeros(wiring.n_units, dtype=torch.bool) if claimed is None else claimed
-    state = {key: tensor.detach() for key, tensor in (*net.named_parameters(), *net.named_buffers())} | dict(wiring.graph.constants)
-    head = Head(torch.ones(3, len(wiring.features)), torch.zeros(3))
-    return split(wiring, state, claimed, ~claimed, head).eval()
+def split_of(net):
+    """The training form of a network of small images, all whose units are the pool's."""
+    wiring = trace(net, torch.zeros(2, *small.SHAPE))
+    none = torch.zeros(wiring.n_units, dtype=torch.bool)
+    state = {key: tensor.detach() for key, tensor in state_of(net).items()}
+    return split(wiring, state, none, ~none, Head(torch.ones(3, len(wiring.features)), torch.zeros(3))).eval()
 
 
 def kept_in(memory, part):
@@ -227,7 +226,7 @@ def test_there_is_room_on_the_way_and_not_in_the_end_alone(monkeypatch):
     for _ in range(3):
         with torch.no_grad():
             net[0].weight += 1  # from there on, all is new
-        network = split_of(net, torch.zeros(2, *small.SHAPE))
+        network = split_of(net)
         memory.watch(network)
         gone = [weakref.ref(value) for value in kept_in(memory, "x")] if memory.values else []
         with torch.no_grad(), recalling(network, "x"):
@@ -264,7 +263,7 @@ def test_a_value_that_is_read_no_more_is_gone(monkeypatch):
         return value
 
     monkeypatch.setattr(fx.Interpreter, "run_node", watched)
-    network, memory = split_of(net, torch.zeros(2, *small.SHAPE)), Memory(0)
+    network, memory = split_of(net), Memory(0)
     memory.watch(network)
     with torch.no_grad(), recalling(network, "x"):
         network(torch.randn(10, *small.SHAPE))
@@ -275,7 +274,7 @@ def test_an_estimate_that_was_interrupted_spoils_no_later_one(monkeypatch):
     monkeypatch.setattr(clnp.training, "ESTIMATE_BATCH", 25)
     net, memory = small.network("vgg"), Memory(1e9)
     data = TensorExamples(torch.randn(100, *small.SHAPE), torch.zeros(100, dtype=torch.long))
-    stopped, again, plain = (split_of(net, torch.zeros(2, *small.SHAPE)) for _ in range(3))
+    stopped, again, plain = (split_of(net) for _ in range(3))
     memory.watch(stopped)
     passes = stopped.pool.forward
 
@@ -305,7 +304,7 @@ class FirstToken(nn.Module):
 
 @pytest.mark.parametrize(("tokens", "n_kept"), [(7, 0), (8, 1)])
 def test_a_view_takes_the_room_of_what_it_is_a_view_of(tokens, n_kept):
-    network, memory = split_of(FirstToken(), torch.zeros(2, *small.SHAPE)), Memory(tokens * 8 * 4)
+    network, memory = split_of(FirstToken()), Memory(tokens * 8 * 4)
     memory.watch(network)
     with torch.no_grad(), recalling(network, "x"):
         network(torch.randn(10, *small.SHAPE))
@@ -345,7 +344,7 @@ def test_two_norms_of_one_value_have_statistics_of_their_own():
     net, memory = TwoNorms(), Memory(6 * 2 * 2 * 4)
     data = TensorExamples(torch.randn(50, *small.SHAPE), torch.zeros(50, dtype=torch.long))
     for _ in range(3):
-        network = split_of(net, torch.zeros(2, *small.SHAPE))
+        network = split_of(net)
         memory.watch(network)
         with recalling(network, "sample", estimates=True):
             clnp.training.estimate_norms_(network, data, None)
@@ -471,13 +470,7 @@ def test_what_an_operation_is_told_changes_the_key():
     ]
     for net in nets[1:]:
         net.load_state_dict(nets[0].state_dict())
-    keys = []
-    for net in nets:
-        wiring = trace(net, torch.zeros(2, *small.SHAPE))
-        none = torch.zeros(wiring.n_units, dtype=torch.bool)
-        state = {key: tensor.detach() for key, tensor in state_of(net).items()}
-        keys.append(of_output(split(wiring, state, none, ~none, Head(torch.zeros(3, 4), torch.zeros(3)))))
-    assert len(set(keys)) == len(nets)
+    assert len({of_output(split_of(net)) for net in nets}) == len(nets)
 
 
 def norm_of(n=4, *, weight=1.0, momentum=0.1, eps=1e-5):

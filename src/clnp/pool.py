@@ -126,7 +126,7 @@ class PoolBuilder:
 
     def _with_raw(self, name: str, value: Any, node: Node, dim: int) -> Any:
         """Return the pool units of a value, and raw input that stands beside them, where an operation has pool units."""
-        labels, size = self.wiring.values[name].flatten(), self.wiring.node(name).size(dim)
+        size = self.wiring.node(name).size(dim)
         wanted = kept_positions(self.wiring, node.name, self.pool_member)
         place = aligned(dim, len(self.wiring.node(name).shape or ()), len(node.shape or ()))
         if (wanted is not None and wanted[0] != place) or (self.wiring.kind(node) == "attention" and size != node.size(place)):
@@ -134,9 +134,15 @@ class PoolBuilder:
         places = torch.arange(size) if wanted is None else wanted[1]
         if size != node.size(place) and node.name in self.wiring.origins:
             places = self.wiring.origins[node.name][places]
+        return self._picked(name, value, dim, places)
+
+    def _picked(self, name: str, value: Any, dim: int, places: Tensor) -> Any:
+        """Return some positions of a value, of raw input and claimed units or of the pool's units (`value`), wherever they are; None if they are not all there."""
+        labels = self.wiring.values[name].flatten()
         own, given = (positions(member, labels) for member in (self.pool_member, self.given_member))
-        if torch.equal(own, places):
-            return value
+        for part, there in ((own, value), (given, self.given.get(name))):
+            if there is not None and torch.equal(part, places):
+                return there
         held = torch.cat([part for part, there in ((given, self.given.get(name)), (own, value)) if there is not None])
         if not bool(torch.isin(places, held).all()):
             return None
@@ -347,12 +353,4 @@ class PoolBuilder:
         if self.emitter.is_raw(name):
             value = self.given[name]
             return self.emitter.index(value, 1, units) if (self.wiring.node(name).shape or (0, 0))[1] > 1 else value
-        labels = self.wiring.values[name].flatten()
-        held = [(self.given, positions(self.given_member, labels)), (self.pool, positions(self.pool_member, labels))]
-        for values, where in held:
-            if torch.equal(where, units):
-                return values[name]
-        # Some of it is raw input or zeros, and some was computed.
-        value = self.emitter.run("cat.default", [values[name] for values, where in held if len(where)], 1)
-        order = torch.cat([where for _, where in held])
-        return self.emitter.index(value, 1, (units[:, None] == order).int().argmax(1))
+        return self._picked(name, self.pool.get(name), 1, units)
